@@ -1,0 +1,35 @@
+//! Everything Cairn keeps on disk, and the only code that changes it.
+//!
+//! In reading order:
+//! - [`types`]: feature types: their names in YAML, their Arrow types
+//! - [`keys`]: (slot, storage id, entity key, times) as bytes that sort; slots
+//! - [`row`]: one packed row per feature view, from Arrow and into Arrow; [`block`]: many rows in one command
+//! - [`replica`]: a replicated state machine as consensus sees it
+//! - [`engine`]: the one module tree that names RocksDB: column families, caches, checkpoints, installs
+//! - [`shard`]: the state machine of a feature shard, and its reads
+//! - [`meta`]: the state machine of group 0; [`catalog`]: what it knows, in memory
+//! - [`blob`]: artifacts: content-defined chunks named by BLAKE3
+//! - [`error`]: what can go wrong
+//!
+//! Always true (each checked by a property test named after it):
+//! - I1 a definition version, once made, never changes
+//! - I2 an online row holds the greatest (event time, created time, commit) applied for its entity
+//! - I3 equal commands in equal order give equal bytes, whatever the batching; replay changes nothing
+//! - I4 a (producer, sequence) takes effect at most once
+//! - I5 a model version, once registered, never changes; an alias moves only by its own history
+//!
+//! Not here: Raft, networking, SQL, models.
+
+pub mod types;
+pub mod keys;
+pub mod row;
+pub mod block;
+pub mod replica;
+pub mod engine;
+pub mod shard;
+pub mod meta;
+pub mod catalog;
+pub mod blob;
+pub mod error;
+
+pub use error::{Error, Fatal, Result};
