@@ -214,6 +214,9 @@ pub struct Predict {
     /// Asks for attributions; refused as unsupported until executors offer them.
     #[serde(default)]
     pub explain: bool,
+    /// `DoGet` only: the entity rows, `{"driver_id": [1, 2]}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entities: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// What a read reply says of itself (`app_metadata`, JSON), one entry a shard.
@@ -238,7 +241,7 @@ pub struct ShardPosition {
 }
 
 /// Which model answered a predict.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelServed {
     pub model: String,
     pub version: u32,

@@ -1,1 +1,127 @@
-//! To be written.
+//! What the meta group knows, in memory: cluster, nodes, projects with their definitions and models.
+//!
+//! In reading order: `project` (definitions and models of one project), `reference` (`view@3:feature`),
+//! `near` ("did you mean").
+//!
+//! Always true:
+//! - a [`Catalog`] never changes: apply makes a new one that shares what did not change
+//! - it is a function of the meta group's rows: rebuilt at open and install, kept up by apply with the same code
+//! - lists are in name order
+
+mod near;
+mod project;
+mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use project::{DefinitionKind, Project, RegisteredModel, Versioned};
+pub use reference::Reference;
+
+use crate::meta::Row;
+use crate::{Error, Result};
+use cairn_proto::SLOTS;
+use cairn_proto::record::v1::{ClusterInfo, Node};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A moment of the meta group. Cheap to clone.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Catalog {
+    cluster: Option<Arc<ClusterInfo>>,
+    nodes: Arc<BTreeMap<u64, Arc<Node>>>,
+    projects: Arc<BTreeMap<String, Arc<Project>>>,
+    /// Greatest storage id given out.
+    storage_ids: u32,
+}
+
+impl Catalog {
+    /// `None` until the cluster is made.
+    pub fn cluster(&self) -> Option<&Arc<ClusterInfo>> {
+        self.cluster.as_ref()
+    }
+
+    /// The feature shard (group 1…N) of a slot.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a slot that does not exist; `Internal` before the cluster is made.
+    pub fn slot_shard(&self, slot: u16) -> Result<u32> {
+        let cluster = self.cluster.as_ref().ok_or_else(|| Error::Internal("the cluster is not made yet".to_owned()))?;
+        cluster.slot_shard.get(usize::from(slot)).copied().ok_or_else(|| {
+            Error::InvalidArgument(format!("slot {slot} does not exist; slots go from 0 to {}", SLOTS - 1))
+        })
+    }
+
+    /// All nodes ever added and not removed, by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// # Errors
+    /// `NotFound`.
+    pub fn node(&self, id: u64) -> Result<&Arc<Node>> {
+        self.nodes.get(&id).ok_or_else(|| Error::NotFound(format!("node {id} not found in this cluster")))
+    }
+
+    pub fn node_named(&self, name: &str) -> Option<&Arc<Node>> {
+        self.nodes.values().find(|node| node.name == name)
+    }
+
+    pub fn projects(&self) -> impl Iterator<Item = &Arc<Project>> {
+        self.projects.values()
+    }
+
+    /// # Errors
+    /// `NotFound` with a near name or what to do.
+    pub fn project(&self, name: &str) -> Result<&Arc<Project>> {
+        self.projects.get(name).ok_or_else(|| {
+            let hint = near::hint(
+                name,
+                self.projects.keys().map(String::as_str),
+                "apply definitions to it first (`cairn apply --project`)",
+            );
+            Error::NotFound(format!("project `{name}` not found; {hint}"))
+        })
+    }
+
+    /// Greatest storage id given out; the next new one is one more.
+    pub fn storage_ids(&self) -> u32 {
+        self.storage_ids
+    }
+
+    /// Takes a row in. Rows this view does not keep (history, lineage, requests) change nothing.
+    ///
+    /// # Errors
+    /// `Corrupt` when the row does not fit what is there: a version left out, a model without project.
+    pub(crate) fn take(&mut self, row: &Row) -> Result<()> {
+        match row {
+            Row::Cluster(cluster) => self.cluster = Some(Arc::new(cluster.clone())),
+            Row::Node(node) => {
+                Arc::make_mut(&mut self.nodes).insert(node.id, Arc::new(node.clone()));
+            }
+            Row::Project(record) => {
+                let projects = Arc::make_mut(&mut self.projects);
+                Arc::make_mut(projects.entry(record.name.clone()).or_default()).set_record(record.clone());
+            }
+            Row::Definition(version) => {
+                self.storage_ids = self.storage_ids.max(version.storage_id);
+                self.project_mut(&version.project)?.take_definition(version)?;
+            }
+            Row::ModelVersion(version) => self.project_mut(&version.project)?.take_model_version(version)?,
+            Row::Alias(moved) => self.project_mut(&moved.project)?.take_alias(moved)?,
+            Row::AliasHistory(_)
+            | Row::LineageDown(_)
+            | Row::LineageUp(_)
+            | Row::Request { .. }
+            | Row::RequestSlot { .. }
+            | Row::Counters(_) => {}
+        }
+        Ok(())
+    }
+
+    fn project_mut(&mut self, name: &str) -> Result<&mut Project> {
+        let project = Arc::make_mut(&mut self.projects).get_mut(name);
+        project
+            .map(Arc::make_mut)
+            .ok_or_else(|| Error::Corrupt(format!("the meta group has rows of project `{name}`, but no such project")))
+    }
+}

@@ -31,5 +31,7 @@ pub mod meta;
 pub mod catalog;
 pub mod blob;
 pub mod error;
+#[cfg(test)]
+mod testing;
 
 pub use error::{Error, Fatal, Result};

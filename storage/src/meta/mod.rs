@@ -1,1 +1,311 @@
-//! To be written.
+//! Group 0: the state machine that keeps definitions, models, aliases, lineage, nodes and the slot map.
+//!
+//! In reading order: `apply` (a command in, an outcome out), `cluster`, `definitions`, `registry` (what
+//! each change does), `lineage` (what depends on what), `rows` (how it is stored), `canonical` (one encoding),
+//! `names`.
+//!
+//! Always true:
+//! - the outcome and the rows of an entry follow from the entries before it, and from nothing else (I3)
+//! - definition versions, model versions and alias moves are only ever added (I1, I5)
+//! - rows and position change in one atomic write; the catalog in memory is those rows
+
+mod apply;
+mod canonical;
+mod cluster;
+mod definitions;
+mod lineage;
+mod names;
+mod registry;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+pub use apply::COMMAND_VERSION;
+pub use definitions::preview;
+pub use lineage::LineageNode;
+pub use names::{check_column_name, check_name};
+
+pub(crate) use rows::Row;
+
+use crate::catalog::Catalog;
+use crate::engine::{Cf, Db, Engine, Family, Format, Group, IterOptions, Layout};
+use crate::replica::{Applied, Entry, Replica};
+use crate::{Error, Fatal, Result};
+use cairn_proto::record::v1::{AliasMove, LineageEdge};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Depth of a lineage question that names none.
+pub const LINEAGE_DEPTH: u32 = 10;
+/// Edges in one lineage answer.
+pub const LINEAGE_EDGES_MAX: usize = 10_000;
+
+static FORMAT: Format =
+    Format { kind: "meta", version: 1, families: &[Family { name: "rows", layout: Layout::Small }] };
+const ROWS: Cf = Cf(0);
+
+/// Version byte of the position row.
+const POSITION_VERSION: u8 = 1;
+
+/// The meta group on this node.
+pub struct Meta {
+    group: Group,
+    live: RwLock<Live>,
+    /// Held through an apply or an install.
+    changing: Mutex<()>,
+}
+
+/// What the rows say, in memory.
+#[derive(Debug, Clone, Default)]
+struct Live {
+    catalog: Arc<Catalog>,
+    applied: Applied,
+    position: Option<Vec<u8>>,
+}
+
+impl Meta {
+    /// Opens the group in `dir`, or makes it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for data written by a newer version; `Corrupt`; `Io`.
+    pub fn open(engine: &Arc<Engine>, dir: &Path) -> Result<Arc<Self>> {
+        let group = Group::open(engine, dir, &FORMAT)?;
+        let live = load(&group.db())?;
+        Ok(Arc::new(Self { group, live: RwLock::new(live), changing: Mutex::new(()) }))
+    }
+
+    /// What is known right now. Hold it through one request, so that the request sees one moment.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.live.read().catalog.clone()
+    }
+
+    /// Every move of a model's aliases, oldest first; of one alias, if named.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown project or model; `Corrupt`, `Io`.
+    pub fn alias_history(&self, project: &str, model: &str, alias: Option<&str>) -> Result<Vec<AliasMove>> {
+        self.catalog().project(project)?.model(model)?;
+        let mut moves = Vec::new();
+        visit_rows(&self.group.db(), &rows::alias_history_prefix(project, model), &mut |row| {
+            if let Row::AliasHistory(moved) = row
+                && alias.is_none_or(|alias| alias == moved.alias)
+            {
+                moves.push(moved);
+            }
+            Ok(())
+        })?;
+        Ok(moves)
+    }
+
+    /// The edges reachable from `node`, nearest first: what it was made from (`up`), or what was made from it.
+    /// `depth` counts edges from `node`; 0 = [`LINEAGE_DEPTH`].
+    ///
+    /// # Errors
+    /// `NotFound` for a node without any edge; `TooLarge` above [`LINEAGE_EDGES_MAX`]; `Corrupt`, `Io`.
+    pub fn lineage(&self, node: &str, up: bool, depth: u32) -> Result<Vec<LineageEdge>> {
+        if node.contains('\0') {
+            return Err(lineage::not_found(node));
+        }
+        let db = self.group.db();
+        let depth = if depth == 0 { LINEAGE_DEPTH } else { depth };
+        let mut edges = Vec::new();
+        let mut seen = BTreeSet::from([node.to_owned()]);
+        let mut level = vec![node.to_owned()];
+        for _ in 0..depth {
+            let mut next = Vec::new();
+            for node in &level {
+                visit_rows(&db, &rows::lineage_prefix(node, up), &mut |row| {
+                    let (Row::LineageDown(edge) | Row::LineageUp(edge)) = row else { return Ok(()) };
+                    let other = if up { &edge.from } else { &edge.to };
+                    if seen.insert(other.clone()) {
+                        next.push(other.clone());
+                    }
+                    if edges.len() >= LINEAGE_EDGES_MAX {
+                        return Err(Error::TooLarge(format!(
+                            "the lineage of `{node}` has more than {LINEAGE_EDGES_MAX} edges; ask with a smaller depth"
+                        )));
+                    }
+                    edges.push(edge);
+                    Ok(())
+                })?;
+            }
+            if next.is_empty() {
+                break;
+            }
+            level = next;
+        }
+        if edges.is_empty() {
+            let mut any = false;
+            visit_rows(&db, &rows::lineage_prefix(node, !up), &mut |_| {
+                any = true;
+                Ok(())
+            })?;
+            if !any {
+                return Err(lineage::not_found(node));
+            }
+        }
+        Ok(edges)
+    }
+
+    /// BLAKE3 of all rows but the position: equal on replicas that applied the same entries.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub fn checksum(&self) -> Result<[u8; 32]> {
+        let db = self.group.db();
+        let mut hasher = blake3::Hasher::new();
+        let mut iter = db.iter(ROWS, IterOptions { fill_cache: false, ..IterOptions::default() })?;
+        iter.seek_to_first()?;
+        while let Some((key, value)) = iter.entry() {
+            if key != rows::POSITION_KEY {
+                for part in [key, value] {
+                    hasher.update(&(part.len() as u64).to_le_bytes());
+                    hasher.update(part);
+                }
+            }
+            iter.advance()?;
+        }
+        Ok(*hasher.finalize().as_bytes())
+    }
+}
+
+impl Replica for Meta {
+    fn apply(&self, entries: &[Entry<'_>], position: &[u8]) -> Result<Vec<Vec<u8>>, Fatal> {
+        let _changing = self.changing.lock();
+        let before = self.live.read().clone();
+        let db = self.group.db();
+        let mut applied = before.applied;
+        let mut working = Working { db: &db, catalog: Catalog::clone(&before.catalog), changes: BTreeMap::new() };
+        let mut outcomes = Vec::with_capacity(entries.len());
+        for entry in entries {
+            if entry.index <= applied.index {
+                outcomes.push(Vec::new());
+                continue;
+            }
+            applied.index = entry.index;
+            outcomes.push(match entry.command {
+                Some(command) => apply::apply(&mut working, &mut applied, command)?,
+                None => Vec::new(),
+            });
+        }
+        if applied == before.applied && !entries.is_empty() {
+            return Ok(outcomes); // all replayed: the position that goes with them is behind ours
+        }
+        let Working { catalog, changes, .. } = working;
+        let catalog = if changes.is_empty() { before.catalog } else { Arc::new(catalog) };
+        let mut batch = db.batch()?;
+        for (key, value) in &changes {
+            match value {
+                Some(value) => batch.put(ROWS, key, value),
+                None => batch.delete(ROWS, key),
+            }
+        }
+        batch.put(ROWS, rows::POSITION_KEY, &encode_position(applied, position));
+        db.write(batch)?;
+        *self.live.write() = Live { catalog, applied, position: Some(position.to_vec()) };
+        Ok(outcomes)
+    }
+
+    fn position(&self) -> Option<Vec<u8>> {
+        self.live.read().position.clone()
+    }
+
+    fn applied(&self) -> Applied {
+        self.live.read().applied
+    }
+
+    fn checkpoint(&self, dir: &Path) -> Result<Vec<u8>, Fatal> {
+        let inside = self.group.checkpoint(dir, read_position)?;
+        Ok(inside.map(|(_, position)| position).unwrap_or_default())
+    }
+
+    fn install(&self, dir: &Path) -> Result<(), Fatal> {
+        let _changing = self.changing.lock();
+        let live = self.group.install(dir, load)?;
+        *self.live.write() = live;
+        Ok(())
+    }
+}
+
+/// Rows and catalog while a batch of entries is applied; nothing of it is visible before the write.
+struct Working<'a> {
+    db: &'a Db,
+    catalog: Catalog,
+    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl Working<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        if let Some(changed) = self.changes.get(key) {
+            return Ok(changed.clone());
+        }
+        Ok(self.db.get(ROWS, key)?.map(|value| value.to_vec()))
+    }
+
+    fn row(&self, key: &[u8]) -> Result<Option<Row>> {
+        self.get(key)?.map_or(Ok(None), |value| Row::decode(key, &value))
+    }
+
+    fn put(&mut self, row: &Row) -> Result<()> {
+        let key = row.key();
+        if row.keeps_first() && self.get(&key)?.is_some() {
+            return Ok(());
+        }
+        self.catalog.take(row)?;
+        self.changes.insert(key, Some(row.value()));
+        Ok(())
+    }
+
+    fn delete(&mut self, key: Vec<u8>) {
+        self.changes.insert(key, None);
+    }
+}
+
+fn load(db: &Db) -> Result<Live> {
+    let mut catalog = Catalog::default();
+    let upper = Some(rows::catalog_end());
+    let mut iter = db.iter(ROWS, IterOptions { upper, fill_cache: false, ..IterOptions::default() })?;
+    iter.seek_to_first()?;
+    while let Some((key, value)) = iter.entry() {
+        if key != rows::POSITION_KEY
+            && let Some(row) = Row::decode(key, value)?
+        {
+            catalog.take(&row)?;
+        }
+        iter.advance()?;
+    }
+    let (applied, position) =
+        read_position(db)?.map_or_else(Default::default, |(applied, position)| (applied, Some(position)));
+    Ok(Live { catalog: Arc::new(catalog), applied, position })
+}
+
+fn visit_rows(db: &Db, prefix: &[u8], visit: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {
+    let mut result = Ok(());
+    db.visit_prefix(ROWS, prefix, &mut |key, value| {
+        result = Row::decode(key, value).and_then(|row| row.map_or(Ok(()), &mut *visit));
+        if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    result
+}
+
+fn encode_position(applied: Applied, position: &[u8]) -> Vec<u8> {
+    let mut value = vec![POSITION_VERSION];
+    value.extend(applied.index.to_be_bytes());
+    value.extend(applied.time_us.to_be_bytes());
+    value.extend(position);
+    value
+}
+
+fn read_position(db: &Db) -> Result<Option<(Applied, Vec<u8>)>> {
+    let Some(value) = db.get(ROWS, rows::POSITION_KEY)? else { return Ok(None) };
+    let rest = rows::payload(&value)?;
+    let numbers = rest.split_first_chunk::<8>().and_then(|(index, rest)| Some((index, rest.split_first_chunk::<8>()?)));
+    let Some((index, (time, position))) = numbers else {
+        return Err(Error::Corrupt("the position of the meta group is damaged".to_owned()));
+    };
+    let applied = Applied { index: u64::from_be_bytes(*index), time_us: i64::from_be_bytes(*time) };
+    Ok(Some((applied, position.to_vec())))
+}

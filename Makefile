@@ -1,0 +1,62 @@
+# Two commands do all set-up: `make demo` and `make test`. Both install what is missing.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# A target directory outside the checkout is used when there is one; else ./target.
+OUTSIDE := $(HOME)/.cache/cairn-target
+export CARGO_TARGET_DIR ?= $(if $(wildcard $(OUTSIDE)),$(OUTSIDE),$(CURDIR)/target)
+BIN := $(CARGO_TARGET_DIR)/debug
+JOBS ?= 2
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+.PHONY: tools
+tools:
+	@.ci/install-tools
+
+.PHONY: build
+build: tools
+	cargo build -j$(JOBS) --locked --workspace --bins --examples
+
+.PHONY: demo
+demo: build ## The main job on real flights: definitions, ingest, training set, models, predictions. KEEP=1, NODES=3
+	NODES=$(or $(NODES),1) KEEP=$(or $(KEEP),) CAIRND=$(BIN)/cairnd $(BIN)/examples/flights
+
+.PHONY: test
+test: tools venv ## All tests, in their short form, and the lints
+	$(MAKE) --no-print-directory lint
+	cargo build -j$(JOBS) --locked --workspace --bins --examples
+	CAIRN_PYTHON=$(CURDIR)/$(VENV)/bin/python cargo nextest run --build-jobs $(JOBS) --locked --workspace
+	cargo test -j$(JOBS) --locked --workspace --doc -q
+
+.PHONY: lint
+lint: tools ## Formatting, clippy with warnings as errors, licences and dependency edges
+	cargo fmt --all --check
+	cargo clippy -j$(JOBS) --locked --workspace --all-targets -- -D warnings
+	cargo deny --log-level error check bans licenses sources
+
+.PHONY: venv
+venv: $(VENV)/.ready
+
+$(VENV)/.ready: client/examples/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r client/examples/requirements.txt
+	touch $@
+
+.PHONY: bench
+bench: build ## Every published number of this machine; Redis beside it where it is installed
+	cargo build -j$(JOBS) --locked -p cairn-bench --bins
+	$(BIN)/cairn-bench --cairnd $(BIN)/cairnd $(ARGS)
+
+.PHONY: jepsen
+jepsen: build ## kill -9 of real processes, long form: KILLS=500
+	$(BIN)/cairn-jepsen --cairnd $(BIN)/cairnd --kills $(or $(KILLS),500) $(ARGS)
+
+.PHONY: clean
+clean: ## Removes build outputs of this checkout (an outside target directory stays)
+	rm -rf target $(VENV)

@@ -1,0 +1,366 @@
+//! What may be typed after `cairn`.
+
+use cairn_client::Timestamp;
+use cairn_client::registry::{Expected, VersionOf};
+use clap::{Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed (a fault of the cluster, or something it does not offer)
+  2  wrong usage or bad input: fix it and try again
+  3  something named is not there
+  4  conflict: somebody else was first, or the name is taken
+  5  no answer: unavailable, overloaded or timed out; a write may have taken effect";
+
+/// One database for machine-learning features and models.
+#[derive(Debug, Parser)]
+#[command(name = "cairn", version, after_help = EXIT_CODES, max_term_width = 120)]
+pub struct Args {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Global {
+    /// Any node of the cluster; several with commas between them are tried in turn.
+    #[arg(long, global = true, env = "CAIRN_NODE", default_value = cairn_client::DEFAULT_NODE, value_name = "HOST:PORT")]
+    pub node: String,
+    /// Project to work in.
+    #[arg(long, global = true, env = "CAIRN_PROJECT", default_value = cairn_client::DEFAULT_PROJECT)]
+    pub project: String,
+    /// Tables for people, JSON for programs.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// Longest wait for one answer, repetitions included, seconds.
+    #[arg(long = "timeout", global = true, default_value_t = 30, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout_s: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what `apply` would change; change nothing.
+    Plan(FileArgs),
+    /// Apply definitions: all in one step or none.
+    Apply(FileArgs),
+    /// List the definitions of the project.
+    Definitions,
+    /// Store the rows of a file in a feature view.
+    Ingest(IngestArgs),
+    /// Read online features by entity key.
+    Get(GetArgs),
+    /// Build a training set: join a spine with the features known at each row's time.
+    Join(JoinArgs),
+    /// Ask a deployment for predictions by entity key.
+    Predict(PredictArgs),
+    /// Register, list, promote and fetch models.
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Show what something was made from, or what was made from it.
+    Lineage(LineageArgs),
+    /// Show the nodes of the cluster and its Raft groups.
+    Status,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct FileArgs {
+    /// A YAML file, or a folder: every .yaml and .yml file below it. May be given several times.
+    #[arg(short = 'f', long = "file", required = true, value_name = "DIR|FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct IngestArgs {
+    /// Feature view that takes the rows.
+    pub view: String,
+    /// Parquet or CSV file with the join keys, `event_timestamp`, optionally `created_timestamp`, and the features.
+    pub file: PathBuf,
+    /// Names this load: the same producer stores the same batches once, however often they are sent.
+    /// Default: made from the file's bytes, the view's version and the batch size.
+    #[arg(long)]
+    pub producer: Option<String>,
+    /// Rows in one batch.
+    #[arg(long, default_value_t = 16_384, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub batch_rows: u32,
+    /// Column of the file with the event time.
+    #[arg(long, value_name = "COL")]
+    pub event_timestamp: Option<String>,
+}
+
+/// How fresh an answer must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LevelArg {
+    Linearizable,
+    Session,
+    Bounded,
+    Stale,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ReadArgs {
+    /// How fresh the answer must be.
+    #[arg(long, value_enum)]
+    pub level: Option<LevelArg>,
+    /// With `--level bounded`: oldest acceptable state, milliseconds.
+    #[arg(long, default_value_t = 500, value_name = "MS")]
+    pub bounded_ms: u64,
+    /// See at least this write, such as `1@204`; a write prints its token.
+    #[arg(long)]
+    pub token: Option<String>,
+    /// Only what Cairn knew at that time (RFC 3339, or microseconds since 1970).
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub known_as_of: Option<Timestamp>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct GetArgs {
+    /// A feature service, or features such as `driver_stats:rating,driver_stats:trips_today`.
+    #[arg(value_name = "SERVICE|VIEW:FEATURE,…")]
+    pub features: String,
+    /// Entity keys; repeat for composite keys. One value counts for all rows; write `\,` for a comma in a value.
+    #[arg(long = "entity", required = true, value_name = "KEY=VALUE,…", value_parser = entity)]
+    pub entities: Vec<EntityArg>,
+    /// Event time the answer is about (RFC 3339, or microseconds since 1970). Default: now.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub as_of: Option<Timestamp>,
+    /// Also show whether each value is present, null, not found or too old.
+    #[arg(long)]
+    pub statuses: bool,
+    /// Name columns `view__feature`.
+    #[arg(long)]
+    pub full_feature_names: bool,
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct JoinArgs {
+    /// A feature service, or features such as `driver_stats:rating,driver_stats:trips_today`.
+    #[arg(value_name = "SERVICE|VIEW:FEATURE,…")]
+    pub features: String,
+    /// Parquet or CSV file with the join keys and a time for each row.
+    pub spine: PathBuf,
+    /// Where the training set goes, .parquet or .csv. Without it the first rows are shown.
+    #[arg(short = 'o', long = "out", value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Column of the spine with the time of each row.
+    #[arg(long, default_value = cairn_client::command::EVENT_TIMESTAMP, value_name = "COL")]
+    pub event_timestamp: String,
+    /// One created-time limit for all rows instead of each row's own time.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub created_as_of: Option<Timestamp>,
+    /// Let corrections made after a row's time count too.
+    #[arg(long)]
+    pub ignore_created: bool,
+    /// Also give the status of each value.
+    #[arg(long)]
+    pub statuses: bool,
+    /// Name columns `view__feature`.
+    #[arg(long)]
+    pub full_feature_names: bool,
+    /// Rows in one batch of the spine.
+    #[arg(long, default_value_t = 16_384, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub batch_rows: u32,
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PredictArgs {
+    /// Deployment that answers.
+    #[arg(required_unless_present = "model", conflicts_with = "model")]
+    pub deployment: Option<String>,
+    /// Instead of a deployment: one version of a model.
+    #[arg(long, value_name = "NAME@VERSION|NAME:ALIAS", value_parser = model_ref)]
+    pub model: Option<ModelRef>,
+    /// Entity keys; repeat for composite keys. One value counts for all rows; write `\,` for a comma in a value.
+    #[arg(long = "entity", required = true, value_name = "KEY=VALUE,…", value_parser = entity)]
+    pub entities: Vec<EntityArg>,
+    /// Event time of the features (RFC 3339, or microseconds since 1970). Default: now.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub as_of: Option<Timestamp>,
+    /// Also show the feature values the model saw.
+    #[arg(long)]
+    pub features: bool,
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
+    /// Store a model file as a new, immutable version.
+    Register(RegisterArgs),
+    /// List the models of the project.
+    List,
+    /// Show a model, or one version of it.
+    Show {
+        #[arg(value_name = "NAME[@VERSION|:ALIAS]", value_parser = model_ref)]
+        model: ModelRef,
+    },
+    /// Point an alias at a version.
+    Promote(PromoteArgs),
+    /// Show every move of every alias: what served when.
+    History { model: String },
+    /// Fetch the file of a version; its bytes are verified.
+    Download {
+        #[arg(value_name = "NAME@VERSION|NAME:ALIAS", value_parser = model_ref)]
+        model: ModelRef,
+        /// Where the file goes. Default: the name it was registered with, in this folder.
+        #[arg(short = 'o', long = "out", value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RegisterArgs {
+    pub model: String,
+    /// The model file, such as `delay.onnx`.
+    pub file: PathBuf,
+    /// Feature service the model reads.
+    #[arg(long = "service", value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// A measured quality, such as `auc=0.71`. May be given several times.
+    #[arg(long = "metric", value_name = "NAME=NUMBER", value_parser = metric)]
+    pub metrics: Vec<(String, f64)>,
+    #[arg(long = "tag", value_name = "NAME=TEXT", value_parser = tag)]
+    pub tags: Vec<(String, String)>,
+    /// The run that trained it.
+    #[arg(long)]
+    pub run: Option<String>,
+    /// Git commit of the training code.
+    #[arg(long)]
+    pub code_commit: Option<String>,
+    /// Token of the data it was trained on; `cairn join` prints one.
+    #[arg(long = "trained-on", value_name = "TOKEN")]
+    pub trained_on: Option<String>,
+    #[arg(long)]
+    pub description: Option<String>,
+    /// Who registers it.
+    #[arg(long, env = "USER", default_value = "", hide_env_values = true)]
+    pub author: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PromoteArgs {
+    pub model: String,
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub version: u32,
+    #[arg(long)]
+    pub alias: String,
+    /// Only when the alias points at this version now, or `none`: when it does not exist.
+    #[arg(long, value_name = "VERSION|none", value_parser = expected)]
+    pub expect: Option<Expected>,
+    /// Why, for the history.
+    #[arg(long, default_value = "")]
+    pub reason: String,
+    /// Who promotes it.
+    #[arg(long, env = "USER", default_value = "", hide_env_values = true)]
+    pub author: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct LineageArgs {
+    /// Where to start, such as `model_version:default/delay@1` or `feature_view:default/driver_stats@1`.
+    pub node: String,
+    /// What it was made from (the default).
+    #[arg(long, conflicts_with = "down")]
+    pub up: bool,
+    /// What was made from it.
+    #[arg(long)]
+    pub down: bool,
+    /// Steps to follow.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub depth: u32,
+}
+
+/// `KEY=VALUE,VALUE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntityArg {
+    pub key: String,
+    pub values: Vec<String>,
+}
+
+/// A model and perhaps which version of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelRef {
+    pub name: String,
+    pub which: Option<VersionOf>,
+}
+
+fn time(text: &str) -> Result<Timestamp, String> {
+    Timestamp::parse(text).map_err(|error| error.to_string())
+}
+
+fn pair(text: &str) -> Result<(&str, &str), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim(), value)),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+fn entity(text: &str) -> Result<EntityArg, String> {
+    let (key, list) = pair(text)?;
+    let mut values = vec![String::new()];
+    let mut letters = list.chars().peekable();
+    while let Some(letter) = letters.next() {
+        let escaped = letter == '\\' && letters.peek() == Some(&',');
+        match (letter, values.last_mut()) {
+            (',', _) => values.push(String::new()),
+            (_, Some(last)) => last.push(if escaped { letters.next().unwrap_or(letter) } else { letter }),
+            (_, None) => {}
+        }
+    }
+    Ok(EntityArg { key: key.to_owned(), values })
+}
+
+fn metric(text: &str) -> Result<(String, f64), String> {
+    let (name, value) = pair(text)?;
+    match value.trim().parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok((name.to_owned(), number)),
+        _ => Err(format!("`{value}` is not a finite number")),
+    }
+}
+
+fn tag(text: &str) -> Result<(String, String), String> {
+    pair(text).map(|(name, value)| (name.to_owned(), value.to_owned()))
+}
+
+fn version(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(version) if version > 0 => Ok(version),
+        _ => Err(format!("`{text}` is not a version; versions are numbers from 1")),
+    }
+}
+
+fn model_ref(text: &str) -> Result<ModelRef, String> {
+    let (name, which) = match (text.split_once('@'), text.split_once(':')) {
+        (Some((name, number)), _) => (name, Some(VersionOf::Number(version(number)?))),
+        (None, Some((_, ""))) => return Err("the alias after `:` is empty".to_owned()),
+        (None, Some((name, alias))) => (name, Some(VersionOf::Alias(alias.to_owned()))),
+        (None, None) => (text, None),
+    };
+    if name.is_empty() {
+        return Err("the model's name is empty".to_owned());
+    }
+    Ok(ModelRef { name: name.to_owned(), which })
+}
+
+fn expected(text: &str) -> Result<Expected, String> {
+    match text {
+        "none" => Ok(Expected::None),
+        number => version(number).map(Expected::Version).map_err(|error| format!("{error}, or `none`")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

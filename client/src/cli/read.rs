@@ -1,0 +1,296 @@
+//! `cairn get`, `cairn predict`, `cairn join`: features and predictions by key, training sets by spine.
+
+use super::Session;
+use super::args::{EntityArg, Format, GetArgs, JoinArgs, LevelArg, PredictArgs, ReadArgs};
+use super::failure::{Failure, Outcome};
+use super::output::{self, count};
+use super::progress::{Progress, Unit, per_second};
+use arrow_array::RecordBatch;
+use cairn_client::command::{Command, GetHistoricalFeatures, GetOnlineFeatures, Level, Predict, Read, ReadReply};
+use cairn_client::files::{FileFormat, ReadOptions, TableReader, TableWriter};
+use cairn_client::registry::VersionOf;
+use cairn_client::{Error, ErrorKind, read};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Rows of a training set shown when no file is named.
+const ROWS_SHOWN: usize = 20;
+
+pub async fn get(session: &Session, args: GetArgs) -> Outcome {
+    let (feature_service, features) = service_or_features(&args.features)?;
+    let ask = GetOnlineFeatures {
+        feature_service,
+        features,
+        read: args.read.read(Level::Bounded)?,
+        as_of: args.as_of,
+        known_as_of: args.read.known_as_of,
+        statuses: args.statuses,
+        full_feature_names: args.full_feature_names,
+        entities: Some(entities(&args.entities)?),
+        ..read::online(session.project())
+    };
+    let (rows, reply) = session.client.get_online_features(ask).await.map_err(unknown_name)?;
+    show(session, &rows, &reply)
+}
+
+pub async fn predict(session: &Session, args: PredictArgs) -> Outcome {
+    let mut ask = Predict {
+        deployment: args.deployment,
+        read: args.read.read(Level::Bounded)?,
+        as_of: args.as_of,
+        known_as_of: args.read.known_as_of,
+        features: args.features,
+        entities: Some(entities(&args.entities)?),
+        ..read::predict(session.project())
+    };
+    if let Some(model) = args.model {
+        match model.which {
+            Some(VersionOf::Number(version)) => ask.version = Some(version),
+            Some(VersionOf::Alias(alias)) => ask.alias = Some(alias),
+            None => {
+                let name = model.name;
+                return Err(Failure::input(format!(
+                    "which version of `{name}`? write `{name}@1` or `{name}:champion`"
+                )));
+            }
+        }
+        ask.model = Some(model.name);
+    }
+    let (rows, reply) = session.client.get_predictions(ask).await.map_err(unknown_name)?;
+    show(session, &rows, &reply)
+}
+
+pub async fn join(session: &Session, args: JoinArgs) -> Outcome {
+    let (feature_service, features) = service_or_features(&args.features)?;
+    if let Some(out) = &args.out {
+        FileFormat::of(out)?;
+    }
+    let ask = GetHistoricalFeatures {
+        feature_service,
+        features,
+        // A training set sees everything acknowledged before it was asked for.
+        read: args.read.read(Level::Linearizable)?,
+        known_as_of: args.read.known_as_of,
+        created_as_of: args.created_as_of,
+        ignore_created: args.ignore_created,
+        event_timestamp: args.event_timestamp.clone(),
+        statuses: args.statuses,
+        full_feature_names: args.full_feature_names,
+        ..read::historical(session.project())
+    };
+    let options = ReadOptions {
+        batch_rows: args.batch_rows as usize,
+        types: spine_types(session, &ask).await?,
+        event_timestamp: None,
+    };
+    let reader = TableReader::open(&args.spine, &options)?;
+    let spine_rows = reader.rows();
+    let progress = Progress::start("joining", Unit::Rows, spine_rows);
+    let schema = reader.schema().clone();
+    let joined = session.client.historical_features(ask, schema, reader.into_stream()).await;
+    let mut joined = joined.map_err(unknown_name)?;
+
+    let mut kept = Kept::new(session.global.output, args.out.as_deref(), joined.schema())?;
+    let mut rows = 0;
+    while let Some(batch) = joined.next().await? {
+        rows += batch.num_rows() as u64;
+        kept.add(batch)?;
+        progress.at(rows);
+    }
+    if rows != spine_rows {
+        return Err(Failure::from(Error::Protocol {
+            address: session.client.address().to_owned(),
+            reason: format!("{} came back for a spine of {}", count(rows, "row"), count(spine_rows, "row")),
+        }));
+    }
+    let elapsed = progress.elapsed();
+    progress.clear();
+    let columns: Vec<_> = joined.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let shown = kept.finish()?;
+    let table = output::batches(&shown)?;
+    let token = &joined.read_reply().token;
+    let text = || {
+        let more = rows.saturating_sub(shown.iter().map(|batch| batch.num_rows() as u64).sum());
+        let head = match &args.out {
+            Some(out) => format!("{} with {} columns in `{}`\n", count(rows, "row"), columns.len(), out.display()),
+            None if more > 0 => format!("{table}… and {} more; -o FILE keeps them all\n", count(more, "row")),
+            None => table,
+        };
+        let rate = indicatif::HumanCount(per_second(rows, elapsed));
+        format!("{head}{:.1} s, {rate} rows/s, token {token}\n", elapsed.as_secs_f64())
+    };
+    let listed = if args.out.is_some() { Value::Null } else { output::batches_json(&shown)? };
+    let json = || {
+        json!({
+            "rows_joined": rows,
+            "columns": columns,
+            "rows": listed,
+            "out": args.out,
+            "token": token,
+            "seconds": elapsed.as_secs_f64(),
+        })
+    };
+    output::answer(session.global.output, text, json)
+}
+
+/// Where joined rows go: a file, or memory (the first few for people, all for programs).
+struct Kept {
+    writer: Option<TableWriter>,
+    shown: Vec<RecordBatch>,
+    limit: usize,
+}
+
+impl Kept {
+    fn new(format: Format, out: Option<&Path>, schema: &arrow_schema::SchemaRef) -> Result<Self, Failure> {
+        let writer = out.map(|out| TableWriter::create(out, schema)).transpose()?;
+        let limit = match (&writer, format) {
+            (Some(_), _) => 0,
+            (None, Format::Table) => ROWS_SHOWN,
+            (None, Format::Json) => usize::MAX,
+        };
+        Ok(Self { writer, shown: Vec::new(), limit })
+    }
+
+    fn add(&mut self, batch: RecordBatch) -> Result<(), Failure> {
+        if let Some(writer) = &mut self.writer {
+            return Ok(writer.write(&batch)?);
+        }
+        let rows = batch.num_rows().min(self.limit);
+        if rows > 0 {
+            self.shown.push(batch.slice(0, rows));
+            self.limit -= rows;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Vec<RecordBatch>, Failure> {
+        if let Some(writer) = self.writer {
+            writer.finish()?;
+        }
+        Ok(self.shown)
+    }
+}
+
+impl ReadArgs {
+    fn read(&self, default: Level) -> Result<Read, Failure> {
+        let level = match self.level {
+            Some(LevelArg::Linearizable) => Level::Linearizable,
+            Some(LevelArg::Session) => Level::Session,
+            Some(LevelArg::Bounded) => Level::Bounded,
+            Some(LevelArg::Stale) => Level::Stale,
+            // A token asks for its write, not for everybody's newest.
+            None if self.token.is_some() => Level::Session,
+            None => default,
+        };
+        if level == Level::Session && self.token.is_none() {
+            return Err(Failure::input("`--level session` needs `--token`, the token a write printed"));
+        }
+        Ok(Read { level, bounded_ms: self.bounded_ms, token: self.token.clone() })
+    }
+}
+
+/// A name is a service; anything with `:` or `,` is a list of features.
+fn service_or_features(text: &str) -> Result<(Option<String>, Option<Vec<String>>), Failure> {
+    if !text.contains([':', ',']) {
+        return Ok((Some(text.to_owned()), None));
+    }
+    let features: Vec<_> = text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    if features.is_empty() {
+        return Err(Failure::input(format!("`{text}` names no feature; write VIEW:FEATURE,VIEW:FEATURE")));
+    }
+    Ok((None, Some(features)))
+}
+
+/// Columns of keys of equal length; a single value counts for all rows. The node turns text into the keys' types.
+fn entities(args: &[EntityArg]) -> Result<Map<String, Value>, Failure> {
+    let rows = args.iter().map(|arg| arg.values.len()).max().unwrap_or_default();
+    let mut columns = Map::new();
+    for arg in args {
+        let values = match arg.values.as_slice() {
+            [one] => vec![one.clone(); rows],
+            many if many.len() == rows => many.to_vec(),
+            many => {
+                return Err(Failure::input(format!(
+                    "`{}` has {} values where another key has {rows}; give as many, or one for all rows",
+                    arg.key,
+                    many.len()
+                )));
+            }
+        };
+        if columns.insert(arg.key.clone(), Value::from(values)).is_some() {
+            return Err(Failure::input(format!("entity key `{0}` is given twice; write `--entity {0}=A,B`", arg.key)));
+        }
+    }
+    Ok(columns)
+}
+
+/// Types for a CSV spine: those of the answer's columns of the same names. A node that does not tell leaves them to be
+/// inferred; what is wrong with the command is told by the join itself.
+async fn spine_types(session: &Session, ask: &GetHistoricalFeatures) -> Result<Option<arrow_schema::Schema>, Failure> {
+    match session.client.schema(&Command::GetHistoricalFeatures(ask.clone())).await {
+        Ok(types) => Ok(Some(types)),
+        Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidArgument) => Ok(None),
+        Err(error) => Err(unknown_name(error)),
+    }
+}
+
+fn unknown_name(error: Error) -> Failure {
+    Failure::from(error).hint_when(ErrorKind::NotFound, "`cairn definitions` and `cairn model list` show what there is")
+}
+
+fn show(session: &Session, rows: &RecordBatch, reply: &ReadReply) -> Outcome {
+    let one = std::slice::from_ref(rows);
+    let table = output::batches(one)?;
+    let listed = output::batches_json(one)?;
+    let text = || match &reply.model {
+        Some(model) => format!(
+            "{table}answered by {}@{} ({}), features of {}@{}, token {}\n",
+            model.model, model.version, model.arm, model.feature_service, model.feature_service_version, reply.token
+        ),
+        None => table,
+    };
+    output::answer(session.global.output, text, || json!({"rows": listed, "read": reply}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arg(key: &str, values: &[&str]) -> EntityArg {
+        EntityArg { key: key.into(), values: values.iter().map(|value| (*value).to_owned()).collect() }
+    }
+
+    #[test]
+    fn one_value_counts_for_all_rows() {
+        let columns = entities(&[arg("carrier", &["UA", "AA"]), arg("origin", &["EWR"])]).unwrap();
+        assert_eq!(Value::Object(columns), json!({"carrier": ["UA", "AA"], "origin": ["EWR", "EWR"]}));
+        let error = format!("{:?}", entities(&[arg("a", &["1", "2", "3"]), arg("b", &["1", "2"])]).unwrap_err());
+        assert!(error.contains("`b` has 2 values where another key has 3"), "{error}");
+        let error = format!("{:?}", entities(&[arg("a", &["1"]), arg("a", &["2"])]).unwrap_err());
+        assert!(error.contains("`a` is given twice; write `--entity a=A,B`"), "{error}");
+    }
+
+    #[test]
+    fn a_plain_name_is_a_service() {
+        let read = |text: &str| service_or_features(text).unwrap();
+        assert_eq!(read("eta"), (Some("eta".into()), None));
+        assert_eq!(read("v:a, w"), (None, Some(vec!["v:a".into(), "w".into()])));
+        assert_eq!(read("v@2:a"), (None, Some(vec!["v@2:a".into()])));
+        assert!(service_or_features(",").is_err());
+    }
+
+    #[test]
+    fn a_token_makes_a_session_read() {
+        let args = |level, token: Option<&str>| ReadArgs {
+            level,
+            bounded_ms: 500,
+            token: token.map(str::to_owned),
+            known_as_of: None,
+        };
+        let level = |args: ReadArgs| args.read(Level::Linearizable).map(|read| read.level).ok();
+        assert_eq!(level(args(None, None)), Some(Level::Linearizable));
+        assert_eq!(level(args(None, Some("1@2"))), Some(Level::Session));
+        assert_eq!(level(args(Some(LevelArg::Stale), Some("1@2"))), Some(Level::Stale));
+        assert_eq!(level(args(Some(LevelArg::Session), None)), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! One node's part in the cluster: its groups and what they share.
+
+use crate::error::{Error, Result};
+use crate::identity::{DataDir, Identity};
+use crate::link::Peers;
+use crate::options::{BlobPeer, Clock, GroupStatus, Host};
+use crate::reads::Reads;
+use crate::types::*;
+use cairn_storage::replica::Replica;
+use openraft::async_runtime::watch::WatchReceiver;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) struct Node {
+    pub identity: Identity,
+    pub peer_address: String,
+    pub client_address: String,
+    pub clock: Clock,
+    pub peers: Arc<Peers>,
+    pub groups: BTreeMap<GroupId, Arc<Group>>,
+    pub host: Arc<dyn Host>,
+    pub blobs: Arc<dyn BlobPeer>,
+    /// Why this node must stop, once it must.
+    pub failure: watch::Sender<Option<String>>,
+    pub stop: CancellationToken,
+    /// Held until the last task is done, so that nobody else opens the directory before.
+    pub data_dir: Mutex<Option<DataDir>>,
+    /// Requests of peers that were refused by their envelope.
+    pub refused: AtomicU64,
+}
+
+pub(crate) struct Group {
+    pub id: GroupId,
+    pub raft: Raft,
+    pub replica: Arc<dyn Replica>,
+    pub applied: watch::Receiver<u64>,
+    pub reads: Reads,
+    /// Room for proposals, in KiB.
+    pub admission: Semaphore,
+}
+
+impl Node {
+    pub fn group(&self, id: GroupId) -> Result<&Arc<Group>> {
+        let shards = self.identity.shards;
+        self.groups.get(&id).ok_or_else(|| Error::InvalidArgument(format!("no group {id}; groups are 0 to {shards}")))
+    }
+
+    pub fn me(&self) -> NodeId {
+        self.identity.node_id
+    }
+
+    /// The error of a node that has stopped.
+    pub fn check_running(&self) -> Result<()> {
+        match self.failure.borrow().as_ref() {
+            Some(reason) => Err(Error::Unavailable(format!("this node has stopped: {reason}"))),
+            None if self.stop.is_cancelled() => Err(Error::Unavailable("this node is stopping".into())),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the newest addresses from meta.
+    pub fn learn_addresses(&self) {
+        for node in self.host.nodes() {
+            if node.id != self.me() {
+                self.peers.book.set(node.id, &node.peer_address);
+            }
+        }
+    }
+
+    /// The other nodes, in an order that differs from attempt to attempt.
+    pub fn others(&self, attempt: usize) -> Vec<NodeId> {
+        let mut others: Vec<NodeId> = self.peers.book.ids().into_iter().filter(|id| *id != self.me()).collect();
+        if !others.is_empty() {
+            let start = attempt % others.len();
+            others.rotate_left(start);
+        }
+        others
+    }
+}
+
+impl Group {
+    /// The leader as this node sees it.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.raft.metrics().borrow_watched().current_leader
+    }
+
+    /// Returns when anything about the group changed, at the latest after `pause`.
+    pub async fn changed(&self, pause: Duration) {
+        let mut metrics = self.raft.server_metrics();
+        // A fresh receiver takes the value it starts with for a change.
+        metrics.borrow_and_update();
+        let _ = tokio::time::timeout(pause, metrics.changed()).await;
+    }
+
+    /// Returns when entry `index` is applied here.
+    ///
+    /// # Errors
+    /// `Timeout` at the deadline.
+    pub async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<()> {
+        let mut applied = self.applied.clone();
+        let waited = tokio::time::timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::Unavailable(format!("group {} has stopped on this node", self.id))),
+            Err(_) => Err(Error::Timeout(format!(
+                "group {} has applied entry {} of {index} on this node, no further in time",
+                self.id,
+                *self.applied.borrow()
+            ))),
+        }
+    }
+
+    pub fn status(&self, me: NodeId) -> GroupStatus {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        GroupStatus {
+            group: self.id,
+            leader: metrics.current_leader,
+            is_leader: metrics.current_leader == Some(me) && metrics.state == openraft::ServerState::Leader,
+            term: metrics.current_term,
+            last_index: metrics.last_log_index.map_or(0, |index| index.saturating_add(1)),
+            committed_index: index_or_zero(metrics.local_committed.as_ref()),
+            applied_index: *self.applied.borrow(),
+            applied_time_us: self.replica.applied().time_us,
+            snapshot_index: index_or_zero(metrics.snapshot.as_ref()),
+            purged_index: index_or_zero(metrics.purged.as_ref()),
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            failure: metrics.running_state.as_ref().err().map(ToString::to_string),
+        }
+    }
+}

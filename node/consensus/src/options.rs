@@ -1,0 +1,185 @@
+//! What the embedding process decides: where, who, how fast.
+
+use crate::error::Error;
+use crate::types::{GroupId, NodeId};
+use bytes::Bytes;
+use cairn_proto::record::v1 as record;
+use cairn_storage::replica::Replica;
+use openraft::{Config, SnapshotPolicy};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Microseconds since 1970: stamps the commands this crate proposes itself.
+pub type Clock = fn() -> i64;
+
+#[derive(Debug)]
+pub struct Options {
+    pub data_dir: PathBuf,
+    /// Unique in the cluster; fixed once the node has an identity.
+    pub name: String,
+    /// Already bound, so that a taken port is the caller's error.
+    pub peer_listener: std::net::TcpListener,
+    /// HOST:PORT that other nodes reach the listener by.
+    pub peer_address: String,
+    /// HOST:PORT for clients; only told to others.
+    pub client_address: String,
+    pub timers: Timers,
+    pub snapshots: SnapshotOptions,
+    pub wal: crate::wal::WalOptions,
+    /// How long a join is tried before it is given up.
+    pub join_timeout: Duration,
+    /// Bytes of proposals under way in one group; above it proposals are refused as overloaded.
+    pub proposal_bytes_max: usize,
+    pub clock: Clock,
+}
+
+impl Options {
+    /// The settings of a node in production; every field may be changed after.
+    pub fn new(data_dir: PathBuf, name: String, peer_listener: std::net::TcpListener, clock: Clock) -> Self {
+        let address = peer_listener.local_addr().map_or_else(|_| String::new(), |address| address.to_string());
+        Self {
+            data_dir,
+            name,
+            peer_listener,
+            peer_address: address,
+            client_address: String::new(),
+            timers: Timers::default(),
+            snapshots: SnapshotOptions::default(),
+            wal: crate::wal::WalOptions::default(),
+            join_timeout: Duration::from_secs(60),
+            proposal_bytes_max: 256 << 20,
+            clock,
+        }
+    }
+}
+
+/// Raft's times, milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Timers {
+    pub heartbeat_ms: u64,
+    pub election_min_ms: u64,
+    pub election_max_ms: u64,
+}
+
+impl Default for Timers {
+    /// For a LAN with fsync stalls: a follower waits 1.5–3 s before it doubts its leader.
+    fn default() -> Self {
+        Self { heartbeat_ms: 500, election_min_ms: 1500, election_max_ms: 3000 }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct SnapshotOptions {
+    /// Entries after which a group makes a snapshot and may purge its log.
+    pub every_entries: u64,
+    /// Entries before the snapshot that stay in the log, for followers a little behind.
+    pub keep_entries: u64,
+    /// Rate of one transfer, 0 = no limit.
+    pub bytes_per_second: u64,
+}
+
+impl Default for SnapshotOptions {
+    fn default() -> Self {
+        Self { every_entries: 50_000, keep_entries: 5_000, bytes_per_second: 200 << 20 }
+    }
+}
+
+/// What a node without data does. A node with data continues, whatever this says.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// Starts a new cluster of one.
+    Bootstrap {
+        shards: u32,
+        /// 0 = min(3, nodes)
+        replication_factor: u32,
+    },
+    /// Joins the cluster of the node at this peer address.
+    Join { address: String },
+}
+
+/// What this crate asks of the process around it.
+pub trait Host: Send + Sync + 'static {
+    /// Opens the state machine of a group in `dir`. Blocks. Called once a group, before the node takes part.
+    ///
+    /// # Errors
+    /// Any error stops the start.
+    fn open_replica(&self, group: GroupId, dir: &Path) -> Result<Arc<dyn Replica>, cairn_storage::Error>;
+
+    /// The nodes as meta knows them on this node, empty before the cluster's first entry. Cheap.
+    fn nodes(&self) -> Vec<record::Node>;
+
+    /// 0 = min(3, nodes)
+    fn replication_factor(&self) -> u32;
+}
+
+/// Artifacts on this node, for its peers.
+#[tonic::async_trait]
+pub trait BlobPeer: Send + Sync + 'static {
+    /// Stores the file `root` of `size` bytes. An `Err` in `data` is a transfer that broke. Returns the bytes it took
+    /// on disk; the file is durable then.
+    async fn put(&self, root: [u8; 32], size: u64, data: mpsc::Receiver<Result<Bytes, Error>>) -> Result<u64, Error>;
+
+    /// The file `root`: its size and its bytes, verified.
+    async fn get(&self, root: [u8; 32]) -> Result<(u64, mpsc::Receiver<Result<Bytes, Error>>), Error>;
+}
+
+/// A node that keeps no artifacts.
+#[derive(Debug, Clone, Copy)]
+pub struct NoBlobs;
+
+#[tonic::async_trait]
+impl BlobPeer for NoBlobs {
+    async fn put(&self, _: [u8; 32], _: u64, _: mpsc::Receiver<Result<Bytes, Error>>) -> Result<u64, Error> {
+        Err(Error::Unsupported("this node keeps no artifacts".into()))
+    }
+
+    async fn get(&self, _: [u8; 32]) -> Result<(u64, mpsc::Receiver<Result<Bytes, Error>>), Error> {
+        Err(Error::Unsupported("this node keeps no artifacts".into()))
+    }
+}
+
+/// One group on this node, for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    pub group: GroupId,
+    pub leader: Option<NodeId>,
+    pub is_leader: bool,
+    pub term: u64,
+    /// Indexes, 0 = none.
+    pub last_index: u64,
+    pub committed_index: u64,
+    pub applied_index: u64,
+    pub applied_time_us: i64,
+    pub snapshot_index: u64,
+    pub purged_index: u64,
+    pub voters: Vec<NodeId>,
+    pub learners: Vec<NodeId>,
+    /// Why this group stopped.
+    pub failure: Option<String>,
+}
+
+/// openraft's configuration; every hazard it closes is in ADR-0002.
+pub(crate) fn raft_config(cluster_id: &str, timers: &Timers, snapshots: &SnapshotOptions) -> Result<Config, Error> {
+    let config = Config {
+        cluster_name: cluster_id.to_owned(),
+        heartbeat_interval: timers.heartbeat_ms,
+        heartbeat_min_interval: Some(0),
+        election_timeout_min: timers.election_min_ms,
+        election_timeout_max: timers.election_max_ms,
+        quorum_loss_probe_interval: Some(timers.election_max_ms * 2),
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        allow_log_reversion: Some(false),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshots.every_entries.max(1)),
+        replication_lag_threshold: snapshots.every_entries.saturating_mul(2),
+        max_in_snapshot_log_to_keep: snapshots.keep_entries,
+        purge_batch_size: (snapshots.every_entries / 16).max(1),
+        max_payload_entries: 1024,
+        api_channel_size: Some(8192),
+        backoff: "100ms 200ms 400ms ...1s".to_owned(),
+        ..Config::default()
+    };
+    config.validate().map_err(|error| Error::InvalidArgument(format!("raft timers: {error}")))
+}

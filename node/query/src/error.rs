@@ -1,0 +1,41 @@
+//! What can go wrong in a query. Messages name the thing and the fix, never feature values.
+
+use cairn_proto::ErrorKind;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// "feature view `rides` not found in project `default`"
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    InvalidArgument(String),
+    #[error("{0}")]
+    TooLarge(String),
+    /// Rows of a slot are not on this node.
+    #[error("{0}")]
+    Unavailable(String),
+    #[error(transparent)]
+    Storage(#[from] cairn_storage::Error),
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound(_) => ErrorKind::NotFound,
+            Self::InvalidArgument(_) => ErrorKind::InvalidArgument,
+            Self::TooLarge(_) => ErrorKind::TooLarge,
+            Self::Unavailable(_) => ErrorKind::Unavailable,
+            Self::Storage(error) => error.kind(),
+            Self::Internal(_) => ErrorKind::Internal,
+        }
+    }
+
+    /// Wraps an Arrow error that well-formed input cannot cause.
+    pub(crate) fn internal(error: impl std::fmt::Display) -> Self {
+        Self::Internal(error.to_string())
+    }
+}

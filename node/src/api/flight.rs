@@ -1,0 +1,227 @@
+//! Arrow Flight: the calls, each handed to the module that does the work.
+//!
+//! `DoPut` ingests; `DoExchange` reads online features, joins a spine, predicts; `DoGet` does the one-shot forms.
+
+use super::wire::{self, Encoder, Replies};
+use super::{entities, exchange};
+use crate::error::{Error, Result};
+use crate::ingest::Target;
+use crate::node::Node;
+use crate::{features, predict};
+use arrow_flight::decode::DecodedPayload;
+use arrow_flight::flight_service_server::FlightService;
+use arrow_flight::{
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest,
+    HandshakeResponse, PollInfo, PutResult, SchemaAsIpc, SchemaResult, Ticket,
+};
+use cairn_proto::command::{Command, Ingest};
+use futures::StreamExt;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Replies a stream may be ahead of its reader.
+const REPLIES_AHEAD: usize = 8;
+
+#[derive(Debug, Clone)]
+pub struct Flight {
+    pub node: Arc<Node>,
+}
+
+#[tonic::async_trait]
+impl FlightService for Flight {
+    type HandshakeStream = Replies<HandshakeResponse>;
+    type ListFlightsStream = Replies<FlightInfo>;
+    type DoGetStream = Replies<FlightData>;
+    type DoPutStream = Replies<PutResult>;
+    type DoExchangeStream = Replies<FlightData>;
+    type DoActionStream = Replies<arrow_flight::Result>;
+    type ListActionsStream = Replies<ActionType>;
+
+    async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
+        let permit = self.node.admit_stream()?;
+        let upload = wire::open(request.into_inner()).await?;
+        let Command::Ingest(ask) = wire::command(&upload.descriptor)? else {
+            return Err(Error::invalid("DoPut takes the command {\"op\":\"ingest\"}; reads go over DoExchange or DoGet").into());
+        };
+        let (replies, stream) = mpsc::channel(REPLIES_AHEAD);
+        let node = Arc::clone(&self.node);
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Err(status) = ingest(&node, &ask, upload, &replies).await {
+                let _ = replies.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream).boxed()))
+    }
+
+    async fn do_exchange(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoExchangeStream>, Status> {
+        let permit = self.node.admit_stream()?;
+        let upload = wire::open(request.into_inner()).await?;
+        let (replies, stream) = mpsc::channel(REPLIES_AHEAD);
+        let node = Arc::clone(&self.node);
+        let command = wire::command(&upload.descriptor)?;
+        tokio::spawn(async move {
+            let _permit = permit;
+            let done = match command {
+                Command::GetOnlineFeatures(ask) => exchange::online(&node, &ask, upload, &replies).await,
+                Command::GetHistoricalFeatures(ask) => exchange::historical(&node, &ask, upload, &replies).await,
+                Command::Predict(ask) => exchange::predict(&node, &ask, upload, &replies).await,
+                Command::Ingest(_) => Err(Error::invalid("rows are ingested by DoPut, not DoExchange").into()),
+            };
+            if let Err(status) = done {
+                let _ = replies.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream).boxed()))
+    }
+
+    async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        let command = Command::parse(&request.into_inner().ticket).map_err(Error::invalid)?;
+        let mut encoder = Encoder::default();
+        let (batch, reply) = match command {
+            Command::GetOnlineFeatures(ask) => {
+                let plan = features::plan(&self.node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
+                let rows = entities::from_json(&plan, ask.entities.as_ref())?;
+                features::read(&self.node, &plan, &ask, &rows).await?
+            }
+            Command::Predict(ask) => {
+                let served = predict::Served::resolve(&self.node, &ask).await?;
+                let rows = entities::from_json(&served.plan, ask.entities.as_ref())?;
+                served.predict(&self.node, &ask, &rows).await?
+            }
+            Command::GetHistoricalFeatures(_) => {
+                return Err(Error::invalid("a historical join uploads its spine: use DoExchange").into());
+            }
+            Command::Ingest(_) => return Err(Error::invalid("rows are ingested by DoPut").into()),
+        };
+        let metadata = serde_json::to_vec(&reply).unwrap_or_default();
+        let messages = [Ok(encoder.schema(batch.schema_ref())), Ok(encoder.batch(&batch, metadata)?)];
+        Ok(Response::new(futures::stream::iter(messages).boxed()))
+    }
+
+    async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+        let descriptor = request.into_inner();
+        let command = wire::command(&descriptor)?;
+        let schema = self.schema_of(&command).await?;
+        let ticket = Ticket::new(descriptor.cmd.clone());
+        // Every node answers for every shard: one endpoint each, this node first.
+        let mut info = FlightInfo::new().with_descriptor(descriptor);
+        for address in self.node.client_addresses() {
+            let endpoint = FlightEndpoint::new().with_ticket(ticket.clone()).with_location(format!("grpc+tcp://{address}"));
+            info = info.with_endpoint(endpoint);
+        }
+        let info = info.try_with_schema(&schema).map_err(|error| Error::internal(error.to_string()))?;
+        Ok(Response::new(info))
+    }
+
+    async fn get_schema(&self, request: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
+        let command = wire::command(&request.into_inner())?;
+        let schema = self.schema_of(&command).await?;
+        let options = arrow_ipc::writer::IpcWriteOptions::default();
+        let encoded = SchemaAsIpc::new(&schema, &options).try_into();
+        Ok(Response::new(encoded.map_err(|error: arrow_schema::ArrowError| Error::internal(error.to_string()))?))
+    }
+
+    async fn handshake(&self, _: Request<Streaming<HandshakeRequest>>) -> Result<Response<Self::HandshakeStream>, Status> {
+        Err(unsupported("handshakes; send requests at once"))
+    }
+
+    async fn list_flights(&self, _: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
+        Err(unsupported("ListFlights; ask GetFlightInfo with a command"))
+    }
+
+    async fn poll_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
+        Err(unsupported("PollFlightInfo; use GetFlightInfo"))
+    }
+
+    async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
+        Err(unsupported(&format!("the action `{}`", request.into_inner().r#type)))
+    }
+
+    async fn list_actions(&self, _: Request<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {
+        Ok(Response::new(futures::stream::empty().boxed()))
+    }
+}
+
+fn unsupported(what: &str) -> Status {
+    Error::new(cairn_proto::ErrorKind::Unsupported, format!("this node does not offer {what}")).into()
+}
+
+impl Flight {
+    /// What a command answers with; for `ingest`, what it takes.
+    async fn schema_of(&self, command: &Command) -> Result<arrow_schema::Schema> {
+        match command {
+            Command::GetOnlineFeatures(ask) => {
+                let plan = features::plan(&self.node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
+                Ok(plan.output_schema(ask.statuses)?.as_ref().clone())
+            }
+            Command::GetHistoricalFeatures(ask) => {
+                let plan = features::plan(&self.node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
+                Ok(plan.output_schema(ask.statuses)?.as_ref().clone())
+            }
+            Command::Ingest(ask) => Ok(Target::new(&self.node, ask)?.schema()),
+            Command::Predict(ask) => {
+                let served = predict::Served::resolve(&self.node, ask).await?;
+                Ok(served.plan.required_schema())
+            }
+        }
+    }
+}
+
+/// One batch in, one reply out, in order. The next batch is decoded and cut while the last one commits.
+async fn ingest(
+    node: &Arc<Node>,
+    ask: &Ingest,
+    mut upload: wire::Upload,
+    replies: &mpsc::Sender<Result<PutResult, Status>>,
+) -> Result<(), Status> {
+    let target = Arc::new(Target::new(node, ask)?);
+    let mut ordinal = 0u64;
+    let mut committing: Option<tokio::task::JoinHandle<Result<cairn_proto::command::Ingested>>> = None;
+    loop {
+        let message = wire::next(&mut upload.messages).await;
+        // Whatever came next, the batch before it is finished and answered first.
+        let prepared = match &message {
+            Ok(Some(message)) => match &message.payload {
+                DecodedPayload::RecordBatch(batch) => {
+                    let (node, target, batch) = (Arc::clone(node), Arc::clone(&target), batch.clone());
+                    let prepare = move || {
+                        node.writes.check()?;
+                        let catalog = node.meta.catalog();
+                        target.prepare(&batch, &|slot| catalog.slot_shard(slot).unwrap_or(0), node.shard_count())
+                    };
+                    Some(blocking(prepare).await)
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        if let Some(last) = committing.take() {
+            let reply = last.await.map_err(|error| Error::internal(format!("ingest stopped: {error}")))??;
+            node.metrics.ingested(&reply);
+            let metadata = serde_json::to_vec(&reply).unwrap_or_default();
+            if replies.send(Ok(PutResult { app_metadata: metadata.into() })).await.is_err() {
+                return Ok(()); // the client has gone; what was sent is committed
+            }
+        }
+        if message?.is_none() {
+            return Ok(());
+        }
+        if let Some(prepared) = prepared {
+            let prepared = prepared?;
+            let (node, target, at) = (Arc::clone(node), Arc::clone(&target), ordinal);
+            ordinal += 1;
+            committing = Some(tokio::spawn(async move { target.commit(&node, prepared, at, node.write_deadline()).await }));
+        }
+    }
+}
+
+/// Runs CPU work off the async threads.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Error::internal(format!("a worker stopped: {error}"))),
+    }
+}

@@ -1,0 +1,171 @@
+//! How a node is set up: one [`NodeConfig`], read once in `main`, validated whole, printed at start.
+
+use clap::Parser;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Command line of `cairnd`. Every flag also stands in the config file under the same name; the command line wins.
+#[derive(Debug, Parser)]
+#[command(name = "cairnd", version, about = "Cairn's server: features, models and predictions in one database.")]
+pub struct Args {
+    /// A YAML file with the same names as the flags (`data-dir: /var/lib/cairn`).
+    #[arg(long, value_name = "FILE", env = "CAIRN_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Where everything is kept. Made when absent. [default: ./cairn-data]
+    #[arg(long, value_name = "DIR", env = "CAIRN_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Client port: gRPC, Arrow Flight and HTTP. [default: 127.0.0.1:7700]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// Peer port: Raft. [default: 127.0.0.1:7701]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer_listen: Option<String>,
+    /// Address other nodes and clients are told, where it differs from --listen (NAT, 0.0.0.0).
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    /// Peer address other nodes are told, where it differs from --peer-listen.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer_advertise: Option<String>,
+    /// Name of this node, unique in its cluster. [default: the client address]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Join the cluster of the node at this peer address. Ignored once the data directory belongs to a cluster.
+    #[arg(long, value_name = "HOST:PEERPORT")]
+    pub join: Option<String>,
+    /// Feature shards of a new cluster, 1 to 64. [default: 4]
+    #[arg(long)]
+    pub shards: Option<u32>,
+    /// Block cache shared by all shards, MiB. [default: 512]
+    #[arg(long, value_name = "MIB")]
+    pub cache_mib: Option<u64>,
+    /// Executor threads. [default: number of cores]
+    #[arg(long)]
+    pub executor_threads: Option<usize>,
+    /// Writes are refused while less than this is free on the data directory's disk, MiB. [default: 256]
+    #[arg(long, value_name = "MIB")]
+    pub disk_reserve_mib: Option<u64>,
+}
+
+/// The same names in the config file. Unknown keys are refused.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct FileConfig {
+    data_dir: Option<PathBuf>,
+    listen: Option<String>,
+    peer_listen: Option<String>,
+    advertise: Option<String>,
+    peer_advertise: Option<String>,
+    name: Option<String>,
+    join: Option<String>,
+    shards: Option<u32>,
+    cache_mib: Option<u64>,
+    executor_threads: Option<usize>,
+    disk_reserve_mib: Option<u64>,
+}
+
+/// A validated configuration.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub peer_listen: SocketAddr,
+    /// Told to clients; `None` = the address actually bound.
+    pub advertise: Option<String>,
+    pub peer_advertise: Option<String>,
+    pub name: Option<String>,
+    pub join: Option<String>,
+    /// Of a new cluster; 4 because a two-core node applies about that many groups side by side.
+    pub shards: u32,
+    pub cache_bytes: usize,
+    pub executor_threads: usize,
+    /// Free bytes below which the node turns read-only: enough to flush memtables and finish a log segment.
+    pub disk_reserve_bytes: u64,
+}
+
+impl NodeConfig {
+    /// Merges file and command line, and checks the whole.
+    ///
+    /// # Errors
+    /// A sentence that names the setting at fault.
+    pub fn resolve(args: Args) -> Result<Self, String> {
+        let file = match &args.config {
+            Some(path) => read_file(path)?,
+            None => FileConfig::default(),
+        };
+        let address = |name: &str, text: Option<String>, default: &str| {
+            let text = text.unwrap_or_else(|| default.to_owned());
+            resolve_address(&text).map_err(|why| format!("`{name}`: {why}"))
+        };
+        let shards = args.shards.or(file.shards).unwrap_or(4);
+        if !(1..=64).contains(&shards) {
+            return Err(format!("`shards` is {shards}; it must be 1 to 64"));
+        }
+        let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+        let name = args.name.or(file.name);
+        if let Some(name) = &name
+            && (name.is_empty() || name.len() > 128 || name.chars().any(|c| c.is_control() || c.is_whitespace()))
+        {
+            return Err(format!("`name` {name:?} must be 1 to 128 characters without blanks"));
+        }
+        Ok(Self {
+            data_dir: args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("cairn-data")),
+            listen: address("listen", args.listen.or(file.listen), "127.0.0.1:7700")?,
+            peer_listen: address("peer-listen", args.peer_listen.or(file.peer_listen), "127.0.0.1:7701")?,
+            advertise: args.advertise.or(file.advertise),
+            peer_advertise: args.peer_advertise.or(file.peer_advertise),
+            name,
+            join: args.join.or(file.join),
+            shards,
+            cache_bytes: usize::try_from(args.cache_mib.or(file.cache_mib).unwrap_or(512) << 20)
+                .map_err(|_| "`cache-mib` is too large".to_owned())?,
+            executor_threads: args.executor_threads.or(file.executor_threads).unwrap_or(cores).clamp(1, 256),
+            disk_reserve_bytes: args.disk_reserve_mib.or(file.disk_reserve_mib).unwrap_or(256) << 20,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<FileConfig, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("config file {}: {error}", path.display()))?;
+    serde_saphyr::from_str(&text).map_err(|error| format!("config file {}: {error}", path.display()))
+}
+
+/// `HOST:PORT`; a host name is looked up once.
+fn resolve_address(text: &str) -> Result<SocketAddr, String> {
+    use std::net::ToSocketAddrs;
+    let found = text.to_socket_addrs().map_err(|error| format!("`{text}` is not HOST:PORT ({error})"))?;
+    found.into_iter().next().ok_or_else(|| format!("`{text}` names no address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(line: &str) -> Result<NodeConfig, String> {
+        NodeConfig::resolve(Args::try_parse_from(line.split_whitespace()).unwrap())
+    }
+
+    #[test]
+    fn defaults_make_a_node() {
+        let config = resolve("cairnd").unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:7700");
+        assert_eq!(config.shards, 4);
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        assert!(resolve("cairnd --shards 0").unwrap_err().contains("`shards` is 0"));
+        assert!(resolve("cairnd --listen nonsense").unwrap_err().contains("`listen`"));
+    }
+
+    #[test]
+    fn unknown_keys_of_the_config_file_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cairn.yaml");
+        std::fs::write(&path, "shards: 8\nsharsd: 9\n").unwrap();
+        let error = resolve(&format!("cairnd --config {}", path.display())).unwrap_err();
+        assert!(error.contains("sharsd"), "{error}");
+        std::fs::write(&path, "shards: 8\n").unwrap();
+        assert_eq!(resolve(&format!("cairnd --config {}", path.display())).unwrap().shards, 8);
+    }
+}

@@ -1,0 +1,462 @@
+//! All definitions of a plan checked together, over what the project has; references bound to view versions.
+//!
+//! The result is deterministic: equal files over an equal project give an equal command.
+
+use super::diff;
+use super::parse::{Place, Placed, Problem};
+use cairn_proto::api::v1::Change;
+use cairn_proto::command::{CREATED_TIMESTAMP, EVENT_TIMESTAMP};
+use cairn_proto::record::v1 as record;
+use cairn_query::expr::OnDemandProgram;
+use record::definition::Kind;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The newest version of everything a project has, as the plan sees it.
+#[derive(Debug, Clone, Default)]
+pub struct Existing {
+    /// Compare-and-set token of the project; 0 = it does not exist.
+    pub catalog_version: u64,
+    pub definitions: BTreeMap<Key, record::DefinitionVersion>,
+}
+
+/// Kind and name. Feature views and on-demand feature views share one name space.
+pub type Key = (KindName, String);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KindName {
+    Entity,
+    FeatureView,
+    OnDemandFeatureView,
+    FeatureService,
+    Model,
+    Deployment,
+}
+
+impl KindName {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Entity => "Entity",
+            Self::FeatureView => "FeatureView",
+            Self::OnDemandFeatureView => "OnDemandFeatureView",
+            Self::FeatureService => "FeatureService",
+            Self::Model => "Model",
+            Self::Deployment => "Deployment",
+        }
+    }
+}
+
+pub fn key_of(kind: &Kind) -> Key {
+    match kind {
+        Kind::Entity(it) => (KindName::Entity, it.name.clone()),
+        Kind::FeatureView(it) => (KindName::FeatureView, it.name.clone()),
+        Kind::OnDemandFeatureView(it) => (KindName::OnDemandFeatureView, it.name.clone()),
+        Kind::FeatureService(it) => (KindName::FeatureService, it.name.clone()),
+        Kind::Model(it) => (KindName::Model, it.name.clone()),
+        Kind::Deployment(it) => (KindName::Deployment, it.name.clone()),
+    }
+}
+
+/// What would change, and the command that changes it.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub changes: Vec<Change>,
+    pub command: record::ApplyDefinitions,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.command.definitions.is_empty()
+    }
+}
+
+/// Checks `placed` over `existing` and works out what changes.
+///
+/// # Errors
+/// Every problem found, in the order of the files.
+pub fn plan(project: &str, placed: Vec<Placed>, existing: &Existing) -> Result<Plan, Vec<Problem>> {
+    let mut world = World::new(existing);
+    let mut problems = Vec::new();
+    for one in &placed {
+        if let Err(problem) = world.add(one) {
+            problems.push(problem);
+        }
+    }
+    // Dependencies first: each step only looks at what earlier steps have bound.
+    let order = [
+        KindName::Entity,
+        KindName::FeatureView,
+        KindName::OnDemandFeatureView,
+        KindName::FeatureService,
+        KindName::Model,
+        KindName::Deployment,
+    ];
+    for kind in order {
+        let names: Vec<String> = world.names(kind);
+        for name in names {
+            if let Err((message, place)) = world.bind(kind, &name) {
+                problems.push(Problem { place, message });
+            }
+        }
+    }
+    if !problems.is_empty() {
+        problems.sort_by(|a, b| (&a.place.path, a.place.line).cmp(&(&b.place.path, b.place.line)));
+        problems.dedup();
+        return Err(problems);
+    }
+    Ok(world.finish(project, &placed))
+}
+
+struct World<'a> {
+    existing: &'a Existing,
+    /// Everything as it will be: written now, or already there.
+    now: BTreeMap<Key, Kind>,
+    places: BTreeMap<Key, Place>,
+    /// What changes, by comparison with the newest version.
+    changed: BTreeSet<Key>,
+}
+
+type Bound = Result<(), (String, Place)>;
+
+impl<'a> World<'a> {
+    fn new(existing: &'a Existing) -> Self {
+        let kinds = existing.definitions.iter().filter_map(|(key, version)| {
+            let kind = version.definition.as_ref()?.kind.clone()?;
+            Some((key.clone(), kind))
+        });
+        Self { existing, now: kinds.collect(), places: BTreeMap::new(), changed: BTreeSet::new() }
+    }
+
+    fn add(&mut self, placed: &Placed) -> Result<(), Problem> {
+        let problem = |message: String| Problem { place: placed.place.clone(), message };
+        let key = key_of(&placed.kind);
+        if let Some(first) = self.places.get(&key) {
+            return Err(problem(format!("{} `{}` is defined twice; first at {first}", key.0.as_str(), key.1)));
+        }
+        let twin = match key.0 {
+            KindName::FeatureView => Some(KindName::OnDemandFeatureView),
+            KindName::OnDemandFeatureView => Some(KindName::FeatureView),
+            _ => None,
+        };
+        if let Some(twin) = twin
+            && self.now.contains_key(&(twin, key.1.clone()))
+        {
+            return Err(problem(format!("`{}` is already a {}; choose another name", key.1, twin.as_str())));
+        }
+        self.places.insert(key.clone(), placed.place.clone());
+        self.now.insert(key, placed.kind.clone());
+        Ok(())
+    }
+
+    fn names(&self, kind: KindName) -> Vec<String> {
+        self.now.keys().filter(|key| key.0 == kind).map(|key| key.1.clone()).collect()
+    }
+
+    fn place(&self, key: &Key) -> Place {
+        let elsewhere = || Place { path: format!("{} `{}` (already applied)", key.0.as_str(), key.1), line: 0, column: 0 };
+        self.places.get(key).cloned().unwrap_or_else(elsewhere)
+    }
+
+    /// Checks one definition and fills in what it is bound to; then notes whether it differs from the newest version.
+    fn bind(&mut self, kind: KindName, name: &str) -> Bound {
+        let key = (kind, name.to_owned());
+        let Some(mut definition) = self.now.get(&key).cloned() else { return Ok(()) };
+        let checked = match &mut definition {
+            Kind::Entity(entity) => self.check_entity(entity),
+            Kind::FeatureView(view) => self.check_view(view),
+            Kind::OnDemandFeatureView(view) => self.check_on_demand(view),
+            Kind::FeatureService(service) => self.check_service(service),
+            Kind::Model(model) => self.check_model(model),
+            Kind::Deployment(deployment) => self.check_deployment(deployment),
+        };
+        checked.map_err(|message| (message, self.place(&key)))?;
+        let before = self.existing.definitions.get(&key).and_then(|version| version.definition.as_ref()?.kind.as_ref());
+        if before != Some(&definition) {
+            self.changed.insert(key.clone());
+        }
+        self.now.insert(key, definition);
+        Ok(())
+    }
+
+    fn entity(&self, name: &str) -> Option<&record::Entity> {
+        match self.now.get(&(KindName::Entity, name.to_owned()))? {
+            Kind::Entity(entity) => Some(entity),
+            _ => None,
+        }
+    }
+
+    fn view(&self, name: &str) -> Option<&record::FeatureView> {
+        match self.now.get(&(KindName::FeatureView, name.to_owned()))? {
+            Kind::FeatureView(view) => Some(view),
+            _ => None,
+        }
+    }
+
+    fn on_demand(&self, name: &str) -> Option<&record::OnDemandFeatureView> {
+        match self.now.get(&(KindName::OnDemandFeatureView, name.to_owned()))? {
+            Kind::OnDemandFeatureView(view) => Some(view),
+            _ => None,
+        }
+    }
+
+    /// The version a definition will have once this plan is applied.
+    fn version(&self, key: &Key) -> u32 {
+        let newest = self.existing.definitions.get(key).map_or(0, |version| version.version);
+        if self.changed.contains(key) { newest + 1 } else { newest }
+    }
+
+    fn missing(&self, kind: KindName, name: &str) -> String {
+        let names = self.names(kind);
+        match nearest(name, names.iter().map(String::as_str)) {
+            Some(near) => format!("{} `{name}` not found; did you mean `{near}`?", kind.as_str()),
+            None => format!("{} `{name}` not found; define it in these files", kind.as_str()),
+        }
+    }
+
+    fn check_entity(&self, entity: &record::Entity) -> Result<(), String> {
+        if entity.join_keys.is_empty() {
+            return Err(format!("Entity `{}` needs at least one join key", entity.name));
+        }
+        unique(entity.join_keys.iter().map(|key| key.name.as_str()), "join key")?;
+        for key in &entity.join_keys {
+            reserved(&key.name)?;
+            let kind = key.r#type.unwrap_or_default();
+            let allowed = !kind.list && !matches!(kind.kind(), record::ValueKind::Float32 | record::ValueKind::Float64);
+            if !allowed {
+                let name = cairn_storage::types::type_name(&kind);
+                return Err(format!("join key `{}` is {name}; a key is an integer, string, bytes, bool, date or timestamp", key.name));
+            }
+        }
+        let before = self.existing.definitions.get(&(KindName::Entity, entity.name.clone()));
+        let before = before.and_then(|version| match version.definition.as_ref()?.kind.as_ref()? {
+            Kind::Entity(old) => Some(old),
+            _ => None,
+        });
+        let shape = |entity: &record::Entity| -> Vec<_> {
+            entity.join_keys.iter().map(|key| (key.name.clone(), key.r#type)).collect()
+        };
+        if let Some(old) = before
+            && shape(old) != shape(entity)
+        {
+            return Err(format!(
+                "the join keys of Entity `{}` cannot change, rows are stored under them; define a new entity",
+                entity.name
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_view(&self, view: &record::FeatureView) -> Result<(), String> {
+        if view.entities.is_empty() {
+            return Err(format!("FeatureView `{}` needs at least one entity", view.name));
+        }
+        if view.features.is_empty() {
+            return Err(format!("FeatureView `{}` needs at least one feature", view.name));
+        }
+        unique(view.entities.iter().map(String::as_str), "entity")?;
+        let mut columns = Vec::new();
+        for name in &view.entities {
+            let entity = self.entity(name).ok_or_else(|| self.missing(KindName::Entity, name))?;
+            columns.extend(entity.join_keys.iter().map(|key| key.name.as_str()));
+        }
+        columns.extend(view.features.iter().map(|feature| feature.name.as_str()));
+        view.features.iter().try_for_each(|feature| reserved(&feature.name))?;
+        unique(columns.into_iter(), "column")
+    }
+
+    fn check_on_demand(&self, view: &mut record::OnDemandFeatureView) -> Result<(), String> {
+        if view.features.is_empty() {
+            return Err(format!("OnDemandFeatureView `{}` needs at least one feature", view.name));
+        }
+        unique(view.features.iter().map(|feature| feature.name.as_str()), "feature")?;
+        let mut inputs = Vec::new();
+        let mut resolved = Vec::new();
+        for reference in &view.sources {
+            let (name, feature) = split_reference(reference)?;
+            let source = self.view(name).ok_or_else(|| self.missing(KindName::FeatureView, name))?;
+            let version = self.version(&(KindName::FeatureView, name.to_owned()));
+            for field in pick(source, feature)? {
+                inputs.push(field.clone());
+                resolved.push(record::FeatureRef {
+                    view: name.to_owned(),
+                    view_version: version,
+                    feature: field.name.clone(),
+                    on_demand: false,
+                });
+            }
+        }
+        inputs.extend(view.request_data.iter().cloned());
+        view.request_data.iter().try_for_each(|field| reserved(&field.name))?;
+        unique(inputs.iter().map(|field| field.name.as_str()), "input")?;
+        OnDemandProgram::compile(&view.name, &inputs, &view.features).map_err(|error| error.to_string())?;
+        view.resolved = resolved;
+        Ok(())
+    }
+
+    fn check_service(&self, service: &mut record::FeatureService) -> Result<(), String> {
+        if service.features.is_empty() {
+            return Err(format!("FeatureService `{}` needs at least one feature", service.name));
+        }
+        let mut resolved: Vec<record::FeatureRef> = Vec::new();
+        for reference in &service.features {
+            let (name, feature) = split_reference(reference)?;
+            let (features, on_demand): (Vec<String>, bool) = if let Some(view) = self.view(name) {
+                (pick(view, feature)?.iter().map(|field| field.name.clone()).collect(), false)
+            } else if let Some(view) = self.on_demand(name) {
+                let names: Vec<String> = view.features.iter().map(|field| field.name.clone()).collect();
+                (pick_name(name, &names, feature)?, true)
+            } else {
+                let both: Vec<String> =
+                    [self.names(KindName::FeatureView), self.names(KindName::OnDemandFeatureView)].concat();
+                let hint = nearest(name, both.iter().map(String::as_str)).map(|near| format!("; did you mean `{near}`?"));
+                return Err(format!("feature view `{name}` not found{}", hint.unwrap_or_default()));
+            };
+            let kind = if on_demand { KindName::OnDemandFeatureView } else { KindName::FeatureView };
+            let view_version = self.version(&(kind, name.to_owned()));
+            for feature in features {
+                let bound = record::FeatureRef { view: name.to_owned(), view_version, feature, on_demand };
+                if resolved.contains(&bound) {
+                    return Err(format!("`{name}:{}` stands twice in FeatureService `{}`", bound.feature, service.name));
+                }
+                resolved.push(bound);
+            }
+        }
+        service.resolved = resolved;
+        Ok(())
+    }
+
+    fn check_model(&self, model: &record::Model) -> Result<(), String> {
+        if !model.feature_service.is_empty()
+            && !self.now.contains_key(&(KindName::FeatureService, model.feature_service.clone()))
+        {
+            return Err(self.missing(KindName::FeatureService, &model.feature_service));
+        }
+        Ok(())
+    }
+
+    fn check_deployment(&self, deployment: &record::Deployment) -> Result<(), String> {
+        if !self.now.contains_key(&(KindName::Model, deployment.model.clone())) {
+            return Err(self.missing(KindName::Model, &deployment.model));
+        }
+        Ok(())
+    }
+
+    fn finish(self, project: &str, placed: &[Placed]) -> Plan {
+        let mut changes = Vec::new();
+        let mut definitions = Vec::new();
+        let mentioned: BTreeSet<Key> = placed.iter().map(|one| key_of(&one.kind)).collect();
+        for (key, kind) in &self.now {
+            let changed = self.changed.contains(key);
+            if !changed && !mentioned.contains(key) {
+                continue;
+            }
+            let before = self.existing.definitions.get(key);
+            let before_kind = before.and_then(|version| version.definition.as_ref()?.kind.as_ref());
+            let from_version = before.map_or(0, |version| version.version);
+            changes.push(Change {
+                kind: key.0.as_str().to_owned(),
+                name: key.1.clone(),
+                action: match (changed, before.is_some()) {
+                    (false, _) => "unchanged",
+                    (true, false) => "create",
+                    (true, true) => "update",
+                }
+                .to_owned(),
+                from_version,
+                to_version: if changed { from_version + 1 } else { from_version },
+                details: if changed { diff::details(before_kind, kind) } else { Vec::new() },
+                loses_rows: changed && before_kind.is_some_and(|old| diff::loses_rows(old, kind)),
+            });
+            if changed {
+                definitions.push(record::Definition { kind: Some(kind.clone()) });
+            }
+        }
+        let expected_catalog_version = self.existing.catalog_version;
+        let command = record::ApplyDefinitions { project: project.to_owned(), definitions, expected_catalog_version };
+        Plan { changes, command }
+    }
+}
+
+/// `view` or `view:feature`. A pinned version (`view@3`) is refused in definitions: they follow the newest.
+fn split_reference(reference: &str) -> Result<(&str, Option<&str>), String> {
+    let (view, feature) = match reference.split_once(':') {
+        Some((view, feature)) => (view, Some(feature)),
+        None => (reference, None),
+    };
+    if view.contains('@') {
+        return Err(format!("`{reference}` pins a version; definitions follow the newest: leave the `@` part out"));
+    }
+    super::parse::check_name(view, true)?;
+    if let Some(feature) = feature {
+        super::parse::check_name(feature, false)?;
+    }
+    Ok((view, feature))
+}
+
+fn pick<'v>(view: &'v record::FeatureView, feature: Option<&str>) -> Result<Vec<&'v record::Field>, String> {
+    let Some(wanted) = feature else { return Ok(view.features.iter().collect()) };
+    match view.features.iter().find(|field| field.name == wanted) {
+        Some(field) => Ok(vec![field]),
+        None => Err(no_feature(&view.name, view.features.iter().map(|field| field.name.as_str()), wanted)),
+    }
+}
+
+fn pick_name(view: &str, names: &[String], feature: Option<&str>) -> Result<Vec<String>, String> {
+    match feature {
+        None => Ok(names.to_vec()),
+        Some(wanted) if names.iter().any(|name| name == wanted) => Ok(vec![wanted.to_owned()]),
+        Some(wanted) => Err(no_feature(view, names.iter().map(String::as_str), wanted)),
+    }
+}
+
+fn no_feature<'n>(view: &str, names: impl Iterator<Item = &'n str> + Clone, wanted: &str) -> String {
+    match nearest(wanted, names.clone()) {
+        Some(near) => format!("feature view `{view}` has no feature `{wanted}`; did you mean `{near}`?"),
+        None => format!("feature view `{view}` has no feature `{wanted}`; it has {}", names.collect::<Vec<_>>().join(", ")),
+    }
+}
+
+fn unique<'n>(names: impl Iterator<Item = &'n str>, what: &str) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(format!("{what} `{name}` stands twice"));
+        }
+    }
+    Ok(())
+}
+
+fn reserved(name: &str) -> Result<(), String> {
+    if [EVENT_TIMESTAMP, CREATED_TIMESTAMP].contains(&name) {
+        return Err(format!("`{name}` is the name of a time column; choose another"));
+    }
+    if name.ends_with("__status") {
+        return Err(format!("`{name}` ends in `__status`, which names status columns; choose another"));
+    }
+    Ok(())
+}
+
+/// The name closest to `wanted`, if it is close enough to be a typo of it.
+pub fn nearest<'n>(wanted: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let limit = wanted.chars().count().div_ceil(3).max(1);
+    names.map(|name| (edit_distance(wanted, name), name)).filter(|(far, _)| *far <= limit).min().map(|(_, name)| name)
+}
+
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (cell, cb) in row.iter_mut().skip(1).zip(&b) {
+            let above = *cell;
+            let changed = diagonal + usize::from(ca != *cb);
+            left = changed.min(above + 1).min(left + 1);
+            diagonal = above;
+            *cell = left;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}

@@ -1,0 +1,173 @@
+//! Feature reads: the compiled plan of a request, found again by catalog version, and the read itself.
+
+use crate::clock::now_us;
+use crate::error::{Error, Result};
+use crate::node::Node;
+use arrow_array::RecordBatch;
+use cairn_proto::command::{EVENT_TIMESTAMP, GetHistoricalFeatures, GetOnlineFeatures, ReadReply};
+use cairn_query::historical::{CreatedCutoff, HistoricalOptions};
+use cairn_query::online::{OnlineOptions, ReadAt};
+use cairn_query::plan::{FeaturePlan, Request};
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Rows of one online or predict batch.
+pub const ENTITY_ROWS_MAX: usize = 65_536;
+/// Up to this many look-ups run on the serving thread; more of them move to a blocking one.
+const INLINE_LOOKUPS_MAX: usize = 2_048;
+
+/// Compiled plans by what was asked for and the project's catalog version, so that a changed definition is found at once.
+#[derive(Debug, Default)]
+pub struct PlanCache {
+    held: RwLock<HashMap<PlanKey, Arc<FeaturePlan>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PlanKey {
+    project: String,
+    catalog_version: u64,
+    service: Option<(String, Option<u32>)>,
+    features: Option<Vec<String>>,
+    full_names: bool,
+}
+
+/// Plans kept at a time; ad-hoc feature lists could be without number. A full cache starts over.
+const PLANS_MAX: usize = 1_024;
+
+/// The plan of a service, or of a list of features.
+///
+/// # Errors
+/// `InvalidArgument` when neither or both are named; `NotFound` for an unknown name.
+pub fn plan(
+    node: &Node,
+    project: &str,
+    service: &Option<String>,
+    features: &Option<Vec<String>>,
+    full_names: bool,
+) -> Result<Arc<FeaturePlan>> {
+    let service = service.as_ref().map(|name| (name.clone(), None));
+    compile(node, PlanKey { project: project.to_owned(), catalog_version: 0, service, features: features.clone(), full_names })
+}
+
+/// The plan of one version of a service: what a model version reads.
+///
+/// # Errors
+/// `NotFound` for an unknown name or version.
+pub fn service_plan(node: &Node, project: &str, service: &str, version: u32) -> Result<Arc<FeaturePlan>> {
+    let service = Some((service.to_owned(), Some(version)));
+    compile(node, PlanKey { project: project.to_owned(), catalog_version: 0, service, features: None, full_names: false })
+}
+
+fn compile(node: &Node, mut key: PlanKey) -> Result<Arc<FeaturePlan>> {
+    let catalog = node.meta.catalog();
+    key.catalog_version = catalog.project(&key.project)?.catalog_version();
+    if let Some(plan) = node.plans.held.read().get(&key) {
+        return Ok(Arc::clone(plan));
+    }
+    let request = match (&key.service, &key.features) {
+        (Some((name, version)), None) => Request::Service { name: name.clone(), version: *version },
+        (None, Some(features)) => Request::Features(features.clone()),
+        (None, None) => return Err(Error::invalid("name a `feature_service`, or `features` such as [\"view:feature\"]")),
+        (Some(_), Some(_)) => return Err(Error::invalid("name a `feature_service` or `features`, not both")),
+    };
+    let plan = Arc::new(FeaturePlan::compile(&catalog, &key.project, &request, key.full_names)?);
+    let mut held = node.plans.held.write();
+    if held.len() >= PLANS_MAX {
+        held.clear();
+    }
+    held.insert(key, Arc::clone(&plan));
+    Ok(plan)
+}
+
+/// One online read, at the level asked for.
+///
+/// # Errors
+/// `TooLarge` over the row limit; `InvalidArgument` for a missing or mistyped entity column.
+pub async fn read(
+    node: &Arc<Node>,
+    plan: &Arc<FeaturePlan>,
+    ask: &GetOnlineFeatures,
+    rows: &RecordBatch,
+) -> Result<(RecordBatch, ReadReply)> {
+    check_rows(rows)?;
+    let started = std::time::Instant::now();
+    let reply = node.ensure(&ask.read, 1..=node.shard_count()).await?;
+    let at = ReadAt { now_us: now_us(), as_of_us: ask.as_of.map(|at| at.0), known_us: ask.known_as_of.map(|at| at.0) };
+    let answer = read_plan(node, plan, at, rows, OnlineOptions { statuses: ask.statuses, ..OnlineOptions::default() }).await?;
+    node.metrics.online_read(rows.num_rows(), started.elapsed());
+    Ok((answer, reply))
+}
+
+pub fn check_rows(rows: &RecordBatch) -> Result<()> {
+    if rows.num_rows() > ENTITY_ROWS_MAX {
+        let message = format!("a batch of {} entity rows is over the limit of {ENTITY_ROWS_MAX}; send smaller batches", rows.num_rows());
+        return Err(Error::new(cairn_proto::ErrorKind::TooLarge, message));
+    }
+    Ok(())
+}
+
+/// Runs a plan: small reads where we stand, large ones on a blocking thread. Rows with an `event_timestamp` column
+/// are answered each as of its own time, by the historical join itself.
+pub async fn read_plan(
+    node: &Arc<Node>,
+    plan: &Arc<FeaturePlan>,
+    at: ReadAt,
+    rows: &RecordBatch,
+    options: OnlineOptions,
+) -> Result<RecordBatch> {
+    if rows.column_by_name(EVENT_TIMESTAMP).is_some() {
+        if at.as_of_us.is_some() {
+            return Err(Error::invalid("the rows bring their own `event_timestamp`; leave `as_of` out"));
+        }
+        let join = HistoricalOptions {
+            event_timestamp: EVENT_TIMESTAMP.to_owned(),
+            known_us: at.known_us,
+            created: CreatedCutoff::SpineTime,
+            statuses: options.statuses,
+        };
+        let (node, plan, rows) = (Arc::clone(node), Arc::clone(plan), rows.clone());
+        return crate::api::flight::blocking(move || joined(&node, &plan, &rows, join)).await;
+    }
+    if rows.num_rows().saturating_mul(plan.views().len()) <= INLINE_LOOKUPS_MAX {
+        return Ok(plan.read_online(rows, at, node.source.as_ref(), options)?.batch);
+    }
+    let (node, plan, rows) = (Arc::clone(node), Arc::clone(plan), rows.clone());
+    crate::api::flight::blocking(move || Ok(plan.read_online(&rows, at, node.source.as_ref(), options)?.batch)).await
+}
+
+/// Rows that carry their own times: the required columns and the features, as an online read gives them.
+fn joined(node: &Node, plan: &FeaturePlan, rows: &RecordBatch, options: HistoricalOptions) -> Result<RecordBatch> {
+    let schema = plan.output_schema(options.statuses)?;
+    let (_, parts) = plan.join_historical(std::slice::from_ref(rows), options, node.source.as_ref())?;
+    let required = plan.required_columns().len();
+    let one = |part: &RecordBatch| -> Result<RecordBatch> {
+        let mut columns = Vec::with_capacity(schema.fields().len());
+        for field in schema.fields().iter().take(required) {
+            let sent = part.column_by_name(field.name());
+            let sent = sent.ok_or_else(|| Error::internal(format!("column `{}` got lost", field.name())))?;
+            columns.push(arrow_cast::cast(sent, field.data_type()).map_err(|error| Error::invalid(error.to_string()))?);
+        }
+        columns.extend(part.columns().iter().skip(rows.num_columns()).cloned());
+        RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|error| Error::internal(error.to_string()))
+    };
+    let parts: Vec<RecordBatch> = parts.iter().map(one).collect::<Result<_>>()?;
+    arrow_select::concat::concat_batches(&schema, &parts).map_err(|error| Error::internal(error.to_string()))
+}
+
+/// How a join is cut off. Without `known_as_of`: what is known as it starts, so that its batches agree.
+pub fn historical_options(node: &Node, ask: &GetHistoricalFeatures) -> HistoricalOptions {
+    // Never before what is applied here: another node's clock may be ahead of this one's.
+    let applied = (0..=node.shard_count()).map(|group| node.applied_us(group)).max().unwrap_or(0);
+    let created = match (ask.ignore_created, ask.created_as_of) {
+        (true, _) => CreatedCutoff::Off,
+        (false, Some(at)) => CreatedCutoff::At(at.0),
+        (false, None) => CreatedCutoff::SpineTime,
+    };
+    HistoricalOptions {
+        event_timestamp: ask.event_timestamp.clone(),
+        known_us: Some(ask.known_as_of.map_or(now_us().max(applied), |at| at.0)),
+        created,
+        statuses: ask.statuses,
+    }
+}

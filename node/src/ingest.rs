@@ -1,0 +1,284 @@
+//! Rows into a feature view: checked row by row, cut by shard, one replicated command a shard.
+//!
+//! Always true: every row of an accepted batch is counted in exactly one of accepted, duplicate or rejected; a row
+//! with a reason stays out and does not hold back the others; the same (producer, sequence) cuts into the same
+//! commands, so a retry finds its own earlier effect in each shard.
+
+use crate::clock::now_us;
+use crate::error::{Error, Result};
+use crate::node::Node;
+use arrow_array::{Array, ArrayRef, RecordBatch, TimestampMicrosecondArray};
+use arrow_cast::cast::{CastOptions, cast_with_options};
+use arrow_schema::{DataType, Schema, TimeUnit};
+use bytes::Bytes;
+use cairn_proto::ErrorKind;
+use cairn_proto::command::{CREATED_TIMESTAMP, EVENT_TIMESTAMP, Ingest, Ingested, REJECTIONS_MAX, Rejection};
+use cairn_proto::record::v1 as record;
+use cairn_proto::token::Token;
+use cairn_storage::block::BlockWriter;
+use cairn_storage::keys::{EntityKeys, slot_of};
+use cairn_storage::row::{RowEncoder, RowSchema};
+use cairn_storage::types::arrow_type;
+use prost::Message;
+use tokio::time::Instant;
+
+/// Rows of one batch.
+pub const BATCH_ROWS_MAX: usize = 65_536;
+/// Encoded rows of one batch bound for one shard, bytes: what one log entry carries.
+const BLOCK_BYTES_MAX: usize = 32 << 20;
+const ENTITY_KEY_BYTES_MAX: usize = 1024;
+const ROW_BYTES_MAX: usize = 1 << 20;
+const PRODUCER_BYTES_MAX: usize = 256;
+/// Version of `ShardCommand` this node writes.
+const COMMAND_VERSION: u32 = 1;
+
+/// A feature view as ingest needs it: looked up once a stream.
+#[derive(Debug)]
+pub struct Target {
+    view: String,
+    storage_id: u32,
+    join_keys: Vec<record::Field>,
+    schema: RowSchema,
+    producer: Option<(String, u64)>,
+}
+
+impl Target {
+    /// # Errors
+    /// `NotFound` for an unknown project or view; `InvalidArgument` for half a (producer, sequence).
+    pub fn new(node: &Node, ask: &Ingest) -> Result<Self> {
+        let producer = match (&ask.producer, ask.sequence) {
+            (Some(producer), Some(sequence)) if !producer.is_empty() && producer.len() <= PRODUCER_BYTES_MAX => {
+                Some((producer.clone(), sequence))
+            }
+            (Some(_), Some(_)) => return Err(Error::invalid(format!("`producer` must be 1 to {PRODUCER_BYTES_MAX} bytes"))),
+            (None, None) => None,
+            (Some(_), None) => return Err(Error::invalid("`producer` needs a `sequence`: together they make ingest exactly-once")),
+            (None, Some(_)) => return Err(Error::invalid("`sequence` needs a `producer`: together they make ingest exactly-once")),
+        };
+        let catalog = node.meta.catalog();
+        let project = catalog.project(&ask.project)?;
+        let view = project.feature_view(&ask.feature_view, None)?;
+        let mut join_keys = Vec::new();
+        for name in &view.entities {
+            join_keys.extend(project.entity(name)?.join_keys.iter().cloned());
+        }
+        let schema = RowSchema::new(&view.features)?;
+        Ok(Self { view: view.name.clone(), storage_id: view.storage_id, join_keys, schema, producer })
+    }
+
+    /// The columns a batch brings, in Arrow's types.
+    pub fn schema(&self) -> Schema {
+        let typed = |field: &record::Field| {
+            arrow_schema::Field::new(&field.name, arrow_type(&field.r#type.unwrap_or_default()), true)
+        };
+        let time = |name: &str| {
+            arrow_schema::Field::new(name, DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true)
+        };
+        let mut fields: Vec<arrow_schema::Field> = self.join_keys.iter().map(typed).collect();
+        fields.extend([time(EVENT_TIMESTAMP), time(CREATED_TIMESTAMP)]);
+        fields.extend(self.schema.fields().iter().map(typed));
+        Schema::new(fields)
+    }
+
+    /// The column at `name`, or what is wrong with the batch.
+    fn column(&self, batch: &RecordBatch, name: &str, what: &str) -> Result<ArrayRef> {
+        batch.column_by_name(name).cloned().ok_or_else(|| {
+            let wanted: Vec<&str> = self.columns().collect();
+            Error::invalid(format!(
+                "the batch has no column `{name}` ({what} of feature view `{}`); it needs {}",
+                self.view,
+                wanted.join(", ")
+            ))
+        })
+    }
+
+    fn columns(&self) -> impl Iterator<Item = &str> {
+        let keys = self.join_keys.iter().map(|field| field.name.as_str());
+        keys.chain([EVENT_TIMESTAMP]).chain(self.schema.fields().iter().map(|field| field.name.as_str()))
+    }
+
+    /// Columns that belong to nothing are refused: most are a misspelt feature. pandas' own index column passes.
+    fn refuse_strangers(&self, batch: &RecordBatch) -> Result<()> {
+        for field in batch.schema_ref().fields() {
+            let name = field.name().as_str();
+            let known = self.columns().any(|column| column == name) || name == CREATED_TIMESTAMP;
+            if !known && !name.starts_with("__index_level_") {
+                let wanted: Vec<&str> = self.columns().collect();
+                return Err(Error::invalid(format!(
+                    "column `{name}` is no join key, time or feature of feature view `{}`; leave it out, or apply a \
+                     definition that has it (known: {}, {CREATED_TIMESTAMP})",
+                    self.view,
+                    wanted.join(", ")
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a batch and cuts it by shard. CPU work only.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when a column is missing, unknown or of the wrong type; `TooLarge` over a limit.
+    pub fn prepare(&self, batch: &RecordBatch, slot_shard: &dyn Fn(u16) -> u32, shards: u32) -> Result<Prepared> {
+        if batch.num_rows() > BATCH_ROWS_MAX {
+            let message = format!("a batch of {} rows is over the limit of {BATCH_ROWS_MAX}; send smaller batches", batch.num_rows());
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        self.refuse_strangers(batch)?;
+        let what = "a join key";
+        let keys: Vec<ArrayRef> =
+            self.join_keys.iter().map(|key| self.column(batch, &key.name, what)).collect::<Result<_>>()?;
+        let keys = EntityKeys::encode(&self.join_keys, &keys)?;
+        let event = times(&self.column(batch, EVENT_TIMESTAMP, "the event time")?, EVENT_TIMESTAMP)?;
+        let created = batch.column_by_name(CREATED_TIMESTAMP).map(|column| times(column, CREATED_TIMESTAMP)).transpose()?;
+        let features: Vec<ArrayRef> = self
+            .schema
+            .fields()
+            .iter()
+            .map(|field| self.column(batch, &field.name, "a feature"))
+            .collect::<Result<_>>()?;
+        let encoder = RowEncoder::new(&self.schema, &features)?;
+
+        let mut blocks: Vec<BlockWriter> = (0..shards).map(|_| BlockWriter::new()).collect();
+        let mut prepared = Prepared::default();
+        let mut packed = Vec::new();
+        for row in 0..batch.num_rows() {
+            let Some(key) = keys.get(row) else {
+                prepared.reject(row, "a join key is null");
+                continue;
+            };
+            if key.len() > ENTITY_KEY_BYTES_MAX {
+                prepared.reject(row, &format!("the entity key is {} bytes, over the limit of {ENTITY_KEY_BYTES_MAX}", key.len()));
+                continue;
+            }
+            if event.is_null(row) {
+                prepared.reject(row, "`event_timestamp` is null");
+                continue;
+            }
+            packed.clear();
+            encoder.encode(row, &mut packed)?;
+            if packed.len() > ROW_BYTES_MAX {
+                prepared.reject(row, &format!("the row is {} bytes, over the limit of {ROW_BYTES_MAX}", packed.len()));
+                continue;
+            }
+            let event_us = event.value(row);
+            let created_us = match &created {
+                Some(created) if !created.is_null(row) => created.value(row),
+                _ => event_us,
+            };
+            let shard = slot_shard(slot_of(key));
+            let block = (shard as usize).checked_sub(1).and_then(|at| blocks.get_mut(at));
+            let Some(block) = block else {
+                return Err(Error::internal(format!("the slot map names shard {shard}, which does not exist")));
+            };
+            block.push(key, event_us, created_us, &packed);
+        }
+        for (shard, block) in (1u32..).zip(blocks) {
+            if block.len() == 0 {
+                continue;
+            }
+            if block.bytes_len() > BLOCK_BYTES_MAX {
+                let message = format!("a batch of {} bytes for one shard is over the limit of {BLOCK_BYTES_MAX}; send smaller batches", block.bytes_len());
+                return Err(Error::new(ErrorKind::TooLarge, message));
+            }
+            let rows = u32::try_from(block.len()).unwrap_or(u32::MAX);
+            prepared.blocks.push((shard, rows, Bytes::from(block.finish())));
+        }
+        Ok(prepared)
+    }
+
+    /// Proposes a prepared batch to its shards, side by side. `ordinal` counts the batches of the stream from 0.
+    ///
+    /// # Errors
+    /// The first shard's failure; the other shards' parts may have been applied, and a retry with the same producer
+    /// and sequence applies the missing ones only.
+    pub async fn commit(&self, node: &Node, prepared: Prepared, ordinal: u64, deadline: Instant) -> Result<Ingested> {
+        let mut done = Ingested { rows_rejected: prepared.rejected, rejections: prepared.rejections, ..Ingested::default() };
+        let (producer, sequence) = match &self.producer {
+            Some((producer, sequence)) => (producer.clone(), sequence.saturating_add(ordinal)),
+            None => (String::new(), 0),
+        };
+        let idempotent = self.producer.is_some();
+        let proposals = prepared.blocks.into_iter().map(|(shard, row_count, rows)| {
+            let upsert =
+                record::UpsertRows { storage_id: self.storage_id, producer: producer.clone(), sequence, rows, row_count };
+            let command = record::ShardCommand {
+                version: COMMAND_VERSION,
+                proposed_at_us: now_us(),
+                change: Some(record::shard_command::Change::UpsertRows(upsert)),
+            };
+            let command = Bytes::from(command.encode_to_vec());
+            async move { (shard, node.cluster.propose(shard, command, idempotent, deadline).await) }
+        });
+        let mut token = Token::default();
+        for (shard, proposed) in futures::future::join_all(proposals).await {
+            let outcome = record::ShardOutcome::decode(proposed?.outcome)?;
+            if let Some(refusal) = &outcome.refused {
+                return Err(Error::refused(refusal));
+            }
+            done.rows_accepted += u64::from(outcome.rows_accepted);
+            done.rows_updated += u64::from(outcome.rows_updated);
+            done.rows_duplicate += u64::from(outcome.rows_duplicate);
+            token.advance(shard, outcome.index);
+        }
+        done.token = token.to_string();
+        Ok(done)
+    }
+}
+
+/// A batch that passed every check, cut by shard.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// (shard, rows, encoded block)
+    blocks: Vec<(u32, u32, Bytes)>,
+    rejected: u64,
+    rejections: Vec<Rejection>,
+}
+
+impl Prepared {
+    fn reject(&mut self, row: usize, reason: &str) {
+        self.rejected += 1;
+        if self.rejections.len() < REJECTIONS_MAX {
+            self.rejections.push(Rejection { row: row as u64, reason: reason.to_owned() });
+        }
+    }
+}
+
+/// A time column as microseconds UTC. Naive times are UTC; a finer unit that does not divide evenly is refused.
+///
+/// # Errors
+/// `InvalidArgument` naming the column and what is wrong.
+pub fn times(column: &ArrayRef, name: &str) -> Result<TimestampMicrosecondArray> {
+    let DataType::Timestamp(unit, _) = column.data_type() else {
+        if matches!(column.data_type(), DataType::Null) {
+            return Ok(TimestampMicrosecondArray::new_null(column.len()));
+        }
+        let message = format!("column `{name}` is {}; it must be an Arrow timestamp (any unit; without zone = UTC)", column.data_type());
+        return Err(Error::invalid(message));
+    };
+    if *unit == TimeUnit::Nanosecond {
+        let nanos = column.as_any().downcast_ref::<arrow_array::TimestampNanosecondArray>();
+        if let Some(row) = nanos.and_then(|nanos| nanos.iter().position(|at| at.is_some_and(|at| at % 1000 != 0))) {
+            return Err(Error::invalid(format!("column `{name}`, row {row}: finer than a microsecond, which Cairn does not keep")));
+        }
+    }
+    let wanted = DataType::Timestamp(TimeUnit::Microsecond, None);
+    let options = CastOptions { safe: false, ..CastOptions::default() };
+    // Dropping the zone keeps the instant: Arrow stores zoned timestamps in UTC.
+    let plain = strip_zone(column, *unit)?;
+    let cast = cast_with_options(&plain, &wanted, &options).map_err(|error| Error::invalid(format!("column `{name}`: {error}")))?;
+    cast.as_any()
+        .downcast_ref::<TimestampMicrosecondArray>()
+        .cloned()
+        .ok_or_else(|| Error::internal(format!("column `{name}` did not become a timestamp")))
+}
+
+fn strip_zone(column: &ArrayRef, unit: TimeUnit) -> Result<ArrayRef> {
+    let data = column.to_data().into_builder().data_type(DataType::Timestamp(unit, None)).build();
+    data.map(arrow_array::make_array).map_err(|error| Error::internal(error.to_string()))
+}
+
+/// The rows of `reply` counted by what became of them, for metrics.
+pub fn counts(reply: &Ingested) -> [(&'static str, u64); 3] {
+    [("accepted", reply.rows_accepted), ("duplicate", reply.rows_duplicate), ("rejected", reply.rows_rejected)]
+}

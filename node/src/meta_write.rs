@@ -1,0 +1,36 @@
+//! Writes to the meta group: definitions, registry, aliases.
+
+use crate::clock::now_us;
+use crate::error::{Error, Result};
+use crate::node::Node;
+use bytes::Bytes;
+use cairn_proto::record::v1 as record;
+use prost::Message;
+
+/// Version of `MetaCommand` this node writes.
+const COMMAND_VERSION: u32 = 1;
+
+/// Proposes a change and waits until this node has applied it too, so its own reads see it. With a `request_id` a
+/// retry is answered with the first outcome.
+///
+/// # Errors
+/// What the state machine refused; `ReadOnly`; `Timeout` when the outcome is unknown.
+pub async fn propose(
+    node: &Node,
+    change: record::meta_command::Change,
+    request_id: String,
+) -> Result<(record::meta_outcome::Outcome, u64)> {
+    node.writes.check()?;
+    let idempotent = !request_id.is_empty();
+    let command =
+        record::MetaCommand { version: COMMAND_VERSION, proposed_at_us: now_us(), change: Some(change), request_id };
+    let deadline = node.write_deadline();
+    let proposed = node.cluster.propose(0, Bytes::from(command.encode_to_vec()), idempotent, deadline).await?;
+    let outcome = record::MetaOutcome::decode(proposed.outcome)?;
+    node.cluster.wait_applied(0, proposed.index, deadline).await?;
+    match outcome.outcome {
+        Some(record::meta_outcome::Outcome::Refused(refusal)) => Err(Error::refused(&refusal)),
+        Some(done) => Ok((done, outcome.index)),
+        None => Err(Error::internal("the meta group answered without an outcome")),
+    }
+}

@@ -1,0 +1,111 @@
+//! Counters of this node, in Prometheus' text form. Labels come from closed sets; never an entity key.
+
+use cairn_proto::command::Ingested;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Upper bounds of the latency buckets, microseconds.
+const BUCKETS_US: [u64; 12] = [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 100_000, 500_000, 1_000_000];
+
+#[derive(Debug, Default)]
+struct Histogram {
+    buckets: [AtomicU64; BUCKETS_US.len()],
+    count: AtomicU64,
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    fn record(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if let Some(bucket) = BUCKETS_US.iter().zip(&self.buckets).find(|(bound, _)| us <= **bound).map(|(_, bucket)| bucket) {
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.sum_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    fn print(&self, name: &str, out: &mut String) {
+        let _ = writeln!(out, "# TYPE {name} histogram");
+        let mut below = 0;
+        for (bound, bucket) in BUCKETS_US.iter().zip(&self.buckets) {
+            below += bucket.load(Ordering::Relaxed);
+            let _ = writeln!(out, "{name}_bucket{{le=\"{}\"}} {below}", *bound as f64 / 1e6);
+        }
+        let count = self.count.load(Ordering::Relaxed);
+        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {count}");
+        let _ = writeln!(out, "{name}_sum {}", self.sum_us.load(Ordering::Relaxed) as f64 / 1e6);
+        let _ = writeln!(out, "{name}_count {count}");
+    }
+}
+
+/// All of a node's counters.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    ingest_rows: [AtomicU64; 3],
+    online_rows: AtomicU64,
+    online: Histogram,
+    predict_rows: AtomicU64,
+    predict: Histogram,
+}
+
+impl Metrics {
+    pub fn ingested(&self, reply: &Ingested) {
+        for ((_, rows), counter) in crate::ingest::counts(reply).iter().zip(&self.ingest_rows) {
+            counter.fetch_add(*rows, Ordering::Relaxed);
+        }
+    }
+
+    pub fn online_read(&self, rows: usize, took: Duration) {
+        self.online_rows.fetch_add(rows as u64, Ordering::Relaxed);
+        self.online.record(took);
+    }
+
+    pub fn predicted(&self, rows: usize, took: Duration) {
+        self.predict_rows.fetch_add(rows as u64, Ordering::Relaxed);
+        self.predict.record(took);
+    }
+
+    /// Everything in Prometheus' text form; `groups` are (group, applied index, is leader).
+    pub fn render(&self, groups: &[(u32, u64, bool)], read_only: bool) -> String {
+        let mut out = String::new();
+        let _ = writeln!(out, "# TYPE cairn_ingest_rows_total counter");
+        for ((outcome, _), counter) in crate::ingest::counts(&Ingested::default()).iter().zip(&self.ingest_rows) {
+            let _ = writeln!(out, "cairn_ingest_rows_total{{outcome=\"{outcome}\"}} {}", counter.load(Ordering::Relaxed));
+        }
+        let _ = writeln!(out, "# TYPE cairn_online_features_rows_total counter");
+        let _ = writeln!(out, "cairn_online_features_rows_total {}", self.online_rows.load(Ordering::Relaxed));
+        self.online.print("cairn_online_features_duration_seconds", &mut out);
+        let _ = writeln!(out, "# TYPE cairn_predict_rows_total counter");
+        let _ = writeln!(out, "cairn_predict_rows_total {}", self.predict_rows.load(Ordering::Relaxed));
+        self.predict.print("cairn_predict_duration_seconds", &mut out);
+        let _ = writeln!(out, "# TYPE cairn_raft_applied_index gauge");
+        for (group, applied, _) in groups {
+            let _ = writeln!(out, "cairn_raft_applied_index{{group=\"{group}\"}} {applied}");
+        }
+        let _ = writeln!(out, "# TYPE cairn_raft_leader gauge");
+        for (group, _, leader) in groups {
+            let _ = writeln!(out, "cairn_raft_leader{{group=\"{group}\"}} {}", u8::from(*leader));
+        }
+        let _ = writeln!(out, "# TYPE cairn_node_read_only gauge\ncairn_node_read_only {}", u8::from(read_only));
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_add_up() {
+        let metrics = Metrics::default();
+        metrics.online_read(3, Duration::from_micros(80));
+        metrics.online_read(2, Duration::from_secs(9));
+        let text = metrics.render(&[(0, 7, true)], false);
+        assert!(text.contains("cairn_online_features_rows_total 5"), "{text}");
+        assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"0.0001\"} 1"), "{text}");
+        assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"1\"} 1"), "{text}");
+        assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"+Inf\"} 2"), "{text}");
+        assert!(text.contains("cairn_raft_applied_index{group=\"0\"} 7"), "{text}");
+    }
+}

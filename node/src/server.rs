@@ -1,0 +1,229 @@
+//! From configuration to a running node, and back to a clean stop.
+
+use crate::api;
+use crate::clock::now_us;
+use crate::config::NodeConfig;
+use crate::features::PlanCache;
+use crate::metrics::Metrics;
+use crate::node::Node;
+use crate::stores::Stores;
+use crate::writes::WriteGate;
+use arrow_flight::flight_service_server::FlightServiceServer;
+use cairn_consensus::{Cluster, Options, Start};
+use cairn_executor::Executor;
+use cairn_proto::MESSAGE_BYTES_MAX;
+use cairn_proto::api::v1 as wire;
+use cairn_query::source::ShardedSource;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+/// How long open requests may take once the node is told to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long a joining node waits for the cluster's first entry.
+const FIRST_ENTRY: Duration = Duration::from_secs(60);
+/// HTTP/2: uploads of one connection share its window, so it is wider than a stream's.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+const STREAMS_PER_CONNECTION: u32 = 1_024;
+/// A peer that has gone without a word is noticed after these two.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that opens a connection and sends nothing whole is cut off.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a node did not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen on {address} ({what}): {source}")]
+    Listen { address: std::net::SocketAddr, what: &'static str, source: std::io::Error },
+    #[error(transparent)]
+    Consensus(#[from] cairn_consensus::Error),
+    #[error(transparent)]
+    Query(#[from] cairn_query::Error),
+    #[error("{0}")]
+    Stopped(String),
+}
+
+/// Runs a node until `shutdown` resolves or it cannot go on.
+///
+/// # Errors
+/// What kept it from starting, or the failure (a failed fsync, a state machine that had to stop) that ended it.
+pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
+    tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "starting");
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|source| Error::Listen { address: config.listen, what: "client port", source })?;
+    let peer_listener = std::net::TcpListener::bind(config.peer_listen)
+        .map_err(|source| Error::Listen { address: config.peer_listen, what: "peer port", source })?;
+    let node = start(config, &listener, peer_listener).await?;
+    let mut failure = node.cluster.failure();
+    let gate = node.writes.watch(node.config.data_dir.clone(), node.config.disk_reserve_bytes);
+    // Printed on its own, so that scripts and people can wait for it.
+    println!("cairnd ready: clients {} peers {}", node.client_address, node.peer_address);
+
+    let connections = Connections::default();
+    let mut shutdown = std::pin::pin!(shutdown);
+    let service = service(&node);
+    let outcome = loop {
+        tokio::select! {
+            () = &mut shutdown => break Ok(()),
+            failed = failure.wait_for(Option::is_some) => {
+                let why = failed.ok().and_then(|failed| failed.clone()).unwrap_or_else(|| "consensus ended".to_owned());
+                break Err(Error::Stopped(why));
+            }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => connections.serve(stream, service.clone()),
+                // Out of file descriptors, say: connections already open free some.
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+        }
+    };
+    drop(listener);
+    gate.abort();
+    if outcome.is_ok() {
+        tracing::info!("stopping");
+        connections.drain().await;
+    }
+    node.cluster.shutdown().await;
+    outcome
+}
+
+/// Opens everything and takes part in the cluster.
+async fn start(config: NodeConfig, listener: &TcpListener, peer_listener: std::net::TcpListener) -> Result<Arc<Node>, Error> {
+    let local = |address: std::io::Result<std::net::SocketAddr>, fallback: std::net::SocketAddr| {
+        address.unwrap_or(fallback).to_string()
+    };
+    let client_address = config.advertise.clone().unwrap_or_else(|| local(listener.local_addr(), config.listen));
+    let peer_address = config.peer_advertise.clone().unwrap_or_else(|| local(peer_listener.local_addr(), config.peer_listen));
+    let stores = Stores::new(&config.data_dir, config.cache_bytes);
+    let options = Options {
+        data_dir: config.data_dir.clone(),
+        name: config.name.clone().unwrap_or_else(|| client_address.clone()),
+        peer_listener,
+        peer_address: peer_address.clone(),
+        client_address: client_address.clone(),
+        timers: Default::default(),
+        snapshots: Default::default(),
+        wal: Default::default(),
+        join_timeout: FIRST_ENTRY,
+        proposal_bytes_max: 256 << 20,
+        clock: now_us,
+    };
+    let start = match config.join.clone() {
+        Some(address) => Start::Join { address },
+        None => Start::Bootstrap { shards: config.shards, replication_factor: 0 },
+    };
+    let cluster = Cluster::start(options, start, stores.clone(), stores.clone()).await?;
+    let missing = || Error::Stopped("the meta group did not open".to_owned());
+    let (meta, blobs) = (stores.meta().ok_or_else(missing)?, stores.blobs().ok_or_else(missing)?);
+
+    // The slot map is in the cluster's first entry; a node that has just joined receives it.
+    let deadline = tokio::time::Instant::now() + FIRST_ENTRY;
+    let mut tick = tokio::time::interval(Duration::from_millis(5));
+    let info = loop {
+        if let Some(info) = meta.catalog().cluster() {
+            break Arc::clone(info);
+        }
+        if tokio::time::Instant::now() > deadline {
+            let seconds = FIRST_ENTRY.as_secs();
+            return Err(Error::Stopped(format!("the cluster's first entry did not arrive within {seconds} s; is a quorum of it up?")));
+        }
+        tick.tick().await;
+    };
+    let shards = stores.shards();
+    let source = Arc::new(ShardedSource::new(&info.slot_shard, shards.clone())?);
+    let executor = cairn_executor::Options { threads: config.executor_threads, ..Default::default() };
+    let executor = Executor::new(executor).map_err(|error| Error::Stopped(format!("executor threads: {error}")))?;
+    Ok(Arc::new(Node {
+        client_address,
+        peer_address,
+        cluster,
+        meta,
+        shards: shards.into_iter().map(|(_, shard)| shard).collect(),
+        source,
+        blobs,
+        executor,
+        loading: tokio::sync::Mutex::new(()),
+        plans: PlanCache::default(),
+        writes: WriteGate::default(),
+        metrics: Metrics::default(),
+        streams: Node::new_streams(),
+        joins: Node::new_joins(),
+        config,
+    }))
+}
+
+/// gRPC and HTTP of one node, on one port.
+fn service(node: &Arc<Node>) -> axum::Router {
+    let flight = FlightServiceServer::new(api::flight::Flight { node: Arc::clone(node) })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let definitions = api::definitions::Definitions { node: Arc::clone(node) };
+    let registry = api::registry::Registry { node: Arc::clone(node) };
+    let artifacts = api::artifacts::Artifacts { node: Arc::clone(node) };
+    let cluster = api::cluster::ClusterService { node: Arc::clone(node) };
+    let limit = MESSAGE_BYTES_MAX;
+    let grpc = Routes::new(flight)
+        .add_service(wire::definitions_server::DefinitionsServer::new(definitions).max_decoding_message_size(limit))
+        .add_service(wire::registry_server::RegistryServer::new(registry))
+        .add_service(wire::artifacts_server::ArtifactsServer::new(artifacts).max_decoding_message_size(limit))
+        .add_service(wire::cluster_server::ClusterServer::new(cluster));
+    api::http::router(Arc::clone(node)).merge(grpc.into_axum_router().reset_fallback()).fallback(api::http::unknown)
+}
+
+/// Open connections, so that a stop lets their requests finish.
+#[derive(Debug, Default)]
+struct Connections {
+    open: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Connections {
+    fn serve(&self, stream: TcpStream, service: axum::Router) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "no TCP_NODELAY");
+        }
+        let stop = self.stop.clone();
+        self.open.spawn(async move {
+            let mut builder = auto::Builder::new(TokioExecutor::new());
+            builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+            builder
+                .http2()
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_concurrent_streams(STREAMS_PER_CONNECTION)
+                .keep_alive_interval(KEEPALIVE_EVERY)
+                .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+            let service = TowerToHyperService::new(service);
+            let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended");
+            }
+        });
+    }
+
+    async fn drain(&self) {
+        self.stop.cancel();
+        self.open.close();
+        let _ = tokio::time::timeout(DRAIN, self.open.wait()).await;
+    }
+}

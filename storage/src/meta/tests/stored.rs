@@ -1,0 +1,111 @@
+//! What is on disk: golden bytes, and data of other versions.
+
+use super::*;
+use cairn_proto::record::v1::{AliasMove, ClusterInfo, LineageEdge, MetaCounters, Project};
+use std::fmt::Write;
+
+fn one_of_each() -> Vec<Row> {
+    let text = |text: &str| text.to_owned();
+    let moved = AliasMove {
+        project: text("p"),
+        model: text("eta"),
+        alias: text("champion"),
+        from_version: 1,
+        to_version: 2,
+        moved_us: -5,
+        index: 77,
+        author: text("ann"),
+        reason: text("better"),
+    };
+    let edge = LineageEdge {
+        from: text("entity:p/e@1"),
+        to: text("feature_view:p/v@1"),
+        kind: text("keys"),
+        index: 7,
+        at_us: 8,
+    };
+    let Change::RegisterModelVersion(register) = register("p", "eta", "eta", true) else { panic!() };
+    let node = Node { id: 3, name: text("n1"), peer_address: text("a:1"), client_address: text("a:2"), joined_us: 4 };
+    let cluster = ClusterInfo {
+        cluster_id: text("c"),
+        shards: 2,
+        slot_map_epoch: 1,
+        slot_shard: vec![1, 2],
+        ..Default::default()
+    };
+    let definition = DefinitionVersion {
+        project: text("p"),
+        version: 258,
+        definition: Some(view("rides", 60, &["rating"])),
+        storage_id: 5,
+        index: 6,
+        applied_us: 7,
+    };
+    vec![
+        Row::Cluster(cluster),
+        Row::Node(node),
+        Row::Project(Project { name: text("p"), catalog_version: 300, created_us: 1, created_index: 2 }),
+        Row::Definition(definition),
+        Row::ModelVersion(Box::new(ModelVersion { version: 2, ..register.model_version.unwrap() })),
+        Row::Alias(moved.clone()),
+        Row::AliasHistory(moved),
+        Row::LineageDown(edge.clone()),
+        Row::LineageUp(edge),
+        Row::Request { id: text("request-1"), outcome: vec![1, 2, 3] },
+        Row::RequestSlot { slot: 258, id: text("request-1") },
+        Row::Counters(MetaCounters { requests: 259 }),
+    ]
+}
+
+fn digits(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// What version 1 wrote is read for ever.
+#[test]
+fn golden_rows_hold() {
+    let mut golden = String::new();
+    for row in one_of_each() {
+        let (key, value) = (row.key(), row.value());
+        assert_eq!(Row::decode(&key, &value).unwrap().unwrap(), row);
+        let name: String = format!("{row:?}").chars().take_while(char::is_ascii_alphanumeric).collect();
+        writeln!(golden, "{name}: {} = {}", digits(&key), digits(&value)).unwrap();
+    }
+    let position = encode_position(Applied { index: 258, time_us: -2 }, b"position");
+    writeln!(golden, "Position: {} = {}", digits(rows::POSITION_KEY), digits(&position)).unwrap();
+    expect_test::expect_file!["../../../tests/golden/meta_rows_v1.hex"].assert_eq(&golden);
+}
+
+#[test]
+fn rows_that_are_not_understood_are_named() {
+    for row in one_of_each() {
+        let (key, mut value) = (row.key(), row.value());
+        value[0] = 2;
+        let error = Row::decode(&key, &value).unwrap_err();
+        assert!(error.to_string().contains("values of format 2, written by a newer Cairn"), "{error}");
+        value[0] = 0;
+        assert_eq!(Row::decode(&key, &value).unwrap_err().kind(), cairn_proto::ErrorKind::Corrupt);
+        let mut other = key.clone();
+        other.push(1);
+        assert_eq!(Row::decode(&other, &row.value()).unwrap_err().kind(), cairn_proto::ErrorKind::Corrupt);
+    }
+    assert!(Row::decode(&[0xee], &[1]).is_err());
+    assert!(Row::decode(&[], &[1]).is_err());
+    assert!(Row::decode(&[1], &[]).is_err());
+}
+
+#[test]
+fn rows_of_a_newer_version_are_refused_at_open() {
+    let bench = Bench::new();
+    bench.define(&[driver()]);
+    let db = bench.meta.group.db();
+    let mut batch = db.batch().unwrap();
+    let row = &one_of_each()[1];
+    batch.put(ROWS, &row.key(), &[&[2], &row.value()[1..]].concat());
+    db.write(batch).unwrap();
+    drop(db);
+    let Bench { root, engine, meta } = bench;
+    drop(meta);
+    let error = Meta::open(&engine, &root.path().join("meta")).err().unwrap();
+    assert!(error.to_string().contains("written by a newer Cairn"), "{error}");
+}

@@ -1,0 +1,239 @@
+//! Rows by entity key: the newest, or the newest at or before given times.
+//!
+//! Keys are sorted before they meet the database and answers are shown in the order asked. One call sees one moment.
+
+use super::records::{RowRef, decode_history, decode_latest};
+use super::{HISTORY, LATEST, Shard};
+use crate::Result;
+use crate::engine::{Db, Iter, IterOptions};
+use crate::keys::{VERSION_BYTES, push_latest_key, push_version};
+use std::ops::Range;
+
+/// Keys of one batched read; more are read in several, from one snapshot.
+const KEYS_AT_ONCE: usize = 1024;
+
+/// Lookups sorted and answered together; bounds the rows copied at once.
+const LOOKUPS_AT_ONCE: usize = 16_384;
+
+/// Steps before a seek is cheaper.
+const STEPS_MAX: usize = 8;
+
+/// Which row of an entity: the greatest (event time, created time, commit) within all three bounds, each inclusive.
+#[derive(Debug, Clone, Copy)]
+pub struct Lookup<'a> {
+    /// Entity key.
+    pub key: &'a [u8],
+    pub event_us: i64,
+    pub created_us: i64,
+    /// `i64::MAX` = no limit.
+    pub committed_us: i64,
+}
+
+impl Shard {
+    /// Shows `visit` the newest row of each entity, by its place in `keys`, in that order.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`; some may have been visited.
+    pub fn latest(
+        &self,
+        storage_id: u32,
+        keys: &[&[u8]],
+        visit: &mut dyn FnMut(usize, Option<RowRef<'_>>),
+    ) -> Result<()> {
+        let db = self.group.db();
+        if let [key] = keys {
+            let mut full = Vec::with_capacity(64);
+            push_latest_key(storage_id, key, &mut full);
+            match db.get(LATEST, &full)? {
+                Some(value) => visit(0, Some(decode_latest(&value)?)),
+                None => visit(0, None),
+            }
+            return Ok(());
+        }
+        let snapshot = (keys.len() > KEYS_AT_ONCE).then(|| db.snapshot());
+        let mut sorted = SortedKeys::default();
+        for (chunk, keys) in keys.chunks(KEYS_AT_ONCE).enumerate() {
+            sorted.fill(storage_id, keys.iter().copied());
+            let values = match &snapshot {
+                Some(snapshot) => snapshot.multi_get(LATEST, sorted.iter())?,
+                None => db.multi_get(LATEST, sorted.iter())?,
+            };
+            let mut place_of = vec![0; keys.len()];
+            sorted.order.iter().enumerate().for_each(|(place, &index)| place_of[index] = place);
+            for (index, &place) in place_of.iter().enumerate() {
+                let row = values.get(place).and_then(Option::as_ref).map(|value| decode_latest(value)).transpose()?;
+                visit(chunk * KEYS_AT_ONCE + index, row);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows `visit` the row of each lookup, by its place in `lookups`, in that order.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`; some may have been visited.
+    pub fn as_of(
+        &self,
+        storage_id: u32,
+        lookups: &[Lookup<'_>],
+        visit: &mut dyn FnMut(usize, Option<RowRef<'_>>),
+    ) -> Result<()> {
+        let db = self.group.db();
+        let mut finder = Finder::new(&db)?;
+        let mut sorted = SortedKeys::default();
+        for (chunk, lookups) in lookups.chunks(LOOKUPS_AT_ONCE).enumerate() {
+            let first = chunk * LOOKUPS_AT_ONCE;
+            if let [lookup] = lookups {
+                sorted.fill(storage_id, [lookup.key]);
+                finder.find(sorted.key(0), lookup, &mut |row| visit(first, row))?;
+                continue;
+            }
+            sorted.fill(storage_id, lookups.iter().map(|lookup| lookup.key));
+            // Within an entity newest first, as the rows stand.
+            let newest_first = |index: usize| {
+                let lookup = &lookups[index];
+                (std::cmp::Reverse(lookup.event_us), std::cmp::Reverse(lookup.created_us))
+            };
+            let SortedKeys { bytes, keys, order } = &mut sorted;
+            order.sort_by(|&a, &b| {
+                let by_key = bytes[keys[a].clone()].cmp(&bytes[keys[b].clone()]);
+                by_key.then_with(|| newest_first(a).cmp(&newest_first(b)))
+            });
+            let mut copies = Vec::new();
+            let mut found: Vec<Option<(RowRef<'static>, Range<usize>)>> = vec![None; lookups.len()];
+            for &index in &sorted.order {
+                finder.find(sorted.key(index), &lookups[index], &mut |row| {
+                    found[index] = row.map(|row| {
+                        let start = copies.len();
+                        copies.extend_from_slice(row.packed);
+                        (without_packed(&row), start..copies.len())
+                    });
+                })?;
+            }
+            for (index, found) in found.into_iter().enumerate() {
+                let row = found.map(|(row, packed)| RowRef { packed: &copies[packed], ..row });
+                visit(first + index, row);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn without_packed(row: &RowRef<'_>) -> RowRef<'static> {
+    let RowRef { event_us, created_us, commit, committed_us, .. } = *row;
+    RowRef { event_us, created_us, commit, committed_us, packed: &[] }
+}
+
+/// `latest` keys of a request, and their ascending order.
+#[derive(Default)]
+struct SortedKeys {
+    bytes: Vec<u8>,
+    keys: Vec<Range<usize>>,
+    order: Vec<usize>,
+}
+
+impl SortedKeys {
+    fn fill<'k>(&mut self, storage_id: u32, entity_keys: impl IntoIterator<Item = &'k [u8]>) {
+        self.bytes.clear();
+        self.keys.clear();
+        for entity_key in entity_keys {
+            let start = self.bytes.len();
+            push_latest_key(storage_id, entity_key, &mut self.bytes);
+            self.keys.push(start..self.bytes.len());
+        }
+        self.order.clear();
+        self.order.extend(0..self.keys.len());
+        let Self { bytes, keys, order } = self;
+        order.sort_by(|&a, &b| bytes[keys[a].clone()].cmp(&bytes[keys[b].clone()]));
+    }
+
+    fn key(&self, index: usize) -> &[u8] {
+        &self.bytes[self.keys[index].clone()]
+    }
+
+    /// In ascending order.
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.order.iter().map(|&index| self.key(index))
+    }
+}
+
+/// One iterator over `history` for many lookups. Cheapest when they come in key order.
+struct Finder<'a> {
+    iter: Iter<'a>,
+    /// What was last sought.
+    target: Vec<u8>,
+    /// Length of the entity's part of `target`; 0 before the first seek.
+    prefix: usize,
+    /// The iterator stands at the first row at or after `target`.
+    exact: bool,
+}
+
+impl<'a> Finder<'a> {
+    fn new(db: &'a Db) -> Result<Self> {
+        let iter = db.iter(HISTORY, IterOptions { same_prefix: true, ..IterOptions::default() })?;
+        Ok(Self { iter, target: Vec::new(), prefix: 0, exact: false })
+    }
+
+    /// `prefix` is the entity's `latest` key.
+    fn find(&mut self, prefix: &[u8], lookup: &Lookup<'_>, visit: &mut dyn FnMut(Option<RowRef<'_>>)) -> Result<()> {
+        self.go_to(prefix, lookup.event_us, lookup.created_us)?;
+        let mut steps = 0;
+        while let Some((key, value)) = self.iter.entry() {
+            if key.len() != prefix.len() + VERSION_BYTES || !key.starts_with(prefix) {
+                break;
+            }
+            let row = decode_history(key, value)?;
+            if row.created_us <= lookup.created_us && row.committed_us <= lookup.committed_us {
+                visit(Some(row));
+                return Ok(());
+            }
+            self.exact = false;
+            if row.created_us > lookup.created_us && steps >= STEPS_MAX {
+                // Many corrections of this event: jump over them.
+                let event_us = row.event_us;
+                self.seek(prefix, event_us, lookup.created_us)?;
+                self.exact = false;
+                steps = 0;
+            } else {
+                self.iter.advance()?;
+                steps += 1;
+            }
+        }
+        visit(None);
+        Ok(())
+    }
+
+    /// Moves to the first row at or before these times: by stepping when it is likely near, else by a seek.
+    fn go_to(&mut self, prefix: &[u8], event_us: i64, created_us: i64) -> Result<()> {
+        let near = self.exact && self.prefix > 0 && self.target.get(..self.prefix) == Some(prefix);
+        if !near {
+            return self.seek(prefix, event_us, created_us);
+        }
+        let mut target = Vec::with_capacity(self.target.len());
+        target.extend_from_slice(prefix);
+        push_version(event_us, created_us, u64::MAX, &mut target);
+        if target < self.target {
+            return self.seek(prefix, event_us, created_us);
+        }
+        for _ in 0..STEPS_MAX {
+            match self.iter.entry() {
+                Some((key, _)) if *key < *target => self.iter.advance()?,
+                _ => {
+                    self.target = target;
+                    return Ok(());
+                }
+            };
+        }
+        self.seek(prefix, event_us, created_us)
+    }
+
+    fn seek(&mut self, prefix: &[u8], event_us: i64, created_us: i64) -> Result<()> {
+        self.target.clear();
+        self.target.extend_from_slice(prefix);
+        push_version(event_us, created_us, u64::MAX, &mut self.target);
+        self.prefix = prefix.len();
+        self.iter.seek(&self.target)?;
+        self.exact = true;
+        Ok(())
+    }
+}
