@@ -41,6 +41,9 @@ pub enum Error {
         "artifact `{expected}` arrived as `{found}`: the bytes do not match their BLAKE3 root and were thrown away"
     )]
     WrongBytes { expected: String, found: String },
+    /// A process of this machine (see [`crate::local`]) did not start, or did not do as asked.
+    #[error("{0}")]
+    Process(String),
     /// The node answered something this client does not understand: versions that do not fit, or a bug.
     #[error("the answer from {address} is not understood: {reason}")]
     Protocol { address: String, reason: String },
@@ -51,7 +54,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Refused { kind, .. } => *kind,
-            Self::Connect { .. } => ErrorKind::Unavailable,
+            Self::Connect { .. } | Self::Process(_) => ErrorKind::Unavailable,
             Self::Interrupted { .. } | Self::Timeout { .. } => ErrorKind::Timeout,
             Self::Input(_) | Self::File { .. } => ErrorKind::InvalidArgument,
             Self::TooLarge(_) => ErrorKind::TooLarge,
@@ -68,6 +71,10 @@ impl Error {
     /// Whether the trouble is the way to this node, so that another node is worth trying.
     pub(crate) fn is_connection(&self) -> bool {
         matches!(self, Self::Connect { .. } | Self::Interrupted { .. })
+    }
+
+    pub(crate) fn unavailable(reason: impl Into<String>) -> Self {
+        Self::Process(reason.into())
     }
 
     pub(crate) fn file(path: &std::path::Path, reason: impl std::fmt::Display) -> Self {

@@ -5,6 +5,7 @@
 //! - [`definitions`], [`registry`], [`artifacts`]: methods of [`Client`] for everything that is not rows
 //! - [`flight`]: rows over Arrow Flight: ingest, online features, predictions, training sets
 //! - [`files`]: Parquet and CSV files as record batches, and back
+//! - [`local`]: `cairnd` processes on this machine, for tests, benchmarks and demos
 //! - [`Error`]: what went wrong, with a [`ErrorKind`] that says what to do next
 //!
 //! Always true:
@@ -48,6 +49,7 @@ pub mod artifacts;
 pub mod definitions;
 pub mod files;
 pub mod flight;
+pub mod local;
 pub mod read;
 pub mod registry;
 

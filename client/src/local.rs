@@ -252,6 +252,8 @@ pub fn cairnd() -> Result<PathBuf> {
     let here = std::env::current_exe().map_err(|error| Error::unavailable(error.to_string()))?;
     let beside = here.ancestors().skip(1).take(2).map(|folder| folder.join("cairnd")).find(|path| path.is_file());
     beside.ok_or_else(|| {
-        Error::unavailable("no `cairnd` beside this program; build it with `cargo build -p cairn-node`, or set CAIRND to its path")
+        Error::unavailable(
+            "no `cairnd` beside this program; build it with `cargo build -p cairn-node`, or set CAIRND to its path",
+        )
     })
 }

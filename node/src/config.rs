@@ -27,7 +27,7 @@ pub struct Args {
     /// Peer address other nodes are told, where it differs from --peer-listen.
     #[arg(long, value_name = "HOST:PORT")]
     pub peer_advertise: Option<String>,
-    /// Name of this node, unique in its cluster. [default: the client address]
+    /// Name of this node, unique in its cluster. [default: the client address, as 127.0.0.1-7700]
     #[arg(long)]
     pub name: Option<String>,
     /// Join the cluster of the node at this peer address. Ignored once the data directory belongs to a cluster.
@@ -104,9 +104,9 @@ impl NodeConfig {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         let name = args.name.or(file.name);
         if let Some(name) = &name
-            && (name.is_empty() || name.len() > 128 || name.chars().any(|c| c.is_control() || c.is_whitespace()))
+            && (name.is_empty() || name.len() > 128 || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)))
         {
-            return Err(format!("`name` {name:?} must be 1 to 128 characters without blanks"));
+            return Err(format!("`name` {name:?} must be 1 to 128 letters, digits, `.`, `_` or `-`"));
         }
         Ok(Self {
             data_dir: args.data_dir.or(file.data_dir).unwrap_or_else(|| PathBuf::from("cairn-data")),

@@ -109,7 +109,7 @@ async fn start(config: NodeConfig, listener: &TcpListener, peer_listener: std::n
     let stores = Stores::new(&config.data_dir, config.cache_bytes);
     let options = Options {
         data_dir: config.data_dir.clone(),
-        name: config.name.clone().unwrap_or_else(|| client_address.clone()),
+        name: config.name.clone().unwrap_or_else(|| name_of(&client_address)),
         peer_listener,
         peer_address: peer_address.clone(),
         client_address: client_address.clone(),
@@ -162,6 +162,12 @@ async fn start(config: NodeConfig, listener: &TcpListener, peer_listener: std::n
         joins: Node::new_joins(),
         config,
     }))
+}
+
+/// A node's name when none is given: its client address in the characters a name may have.
+fn name_of(address: &str) -> String {
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+    address.chars().map(allowed).collect::<String>().trim_matches('-').to_owned()
 }
 
 /// gRPC and HTTP of one node, on one port.

@@ -271,7 +271,8 @@ pub struct PromoteArgs {
 #[derive(Debug, clap::Args)]
 pub struct LineageArgs {
     /// Where to start, such as `model_version:default/delay@1` or `feature_view:default/driver_stats@1`.
-    pub node: String,
+    #[arg(value_name = "NODE")]
+    pub start: String,
     /// What it was made from (the default).
     #[arg(long, conflicts_with = "down")]
     pub up: bool,

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub async fn lineage(session: &Session, args: &LineageArgs) -> Outcome {
     let direction = if args.down { Direction::Down } else { Direction::Up };
-    let found = session.client.lineage(session.project(), &args.node, direction, args.depth).await;
+    let found = session.client.lineage(session.project(), &args.start, direction, args.depth).await;
     let names = "nodes are named such as `model_version:default/delay@1` or `feature_view:default/driver_stats@1`";
     let edges = found.map_err(|error| {
         Failure::from(error).hint_when(ErrorKind::NotFound, names).hint_when(ErrorKind::InvalidArgument, names)
@@ -19,12 +19,12 @@ pub async fn lineage(session: &Session, args: &LineageArgs) -> Outcome {
     let json = || {
         let edge = |edge: &api::LineageEdge| json!({"from": edge.from, "to": edge.to, "kind": edge.kind, "at": time_json(edge.at_us)});
         json!({
-            "node": args.node,
+            "node": args.start,
             "direction": if args.down { "down" } else { "up" },
             "edges": edges.iter().map(edge).collect::<Vec<_>>(),
         })
     };
-    output::answer(session.global.output, || tree(&args.node, direction, &edges), json)
+    output::answer(session.global.output, || tree(&args.start, direction, &edges), json)
 }
 
 /// Each node with the kind of edge that leads to it. What was drawn before is named again and not drawn again, so a

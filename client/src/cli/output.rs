@@ -10,6 +10,11 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::Value;
 use std::io::{ErrorKind, Write};
 
+/// More columns than this do not fit a line …
+const COLUMNS_WIDE: usize = 12;
+/// … and at most so many rows stand beside each other instead.
+const ROWS_TURNED: usize = 4;
+
 /// Prints one answer. A reader that has closed its end (`| head`) has seen enough, which is no failure.
 pub fn print(text: &str) -> Outcome {
     let mut out = std::io::stdout().lock();
@@ -67,7 +72,21 @@ pub fn batches(rows: &[RecordBatch]) -> Result<String, Failure> {
         let formatters = formatters.collect::<Result<Vec<_>, _>>().map_err(unprintable)?;
         cells.extend((0..batch.num_rows()).map(|row| formatters.iter().map(|f| f.value(row).to_string()).collect()));
     }
+    if header.len() > COLUMNS_WIDE && cells.len() <= ROWS_TURNED {
+        return Ok(turned(&header, &cells));
+    }
     Ok(columns(&header, &numbers, cells))
+}
+
+/// A line for each column, when there are many of them and few rows.
+fn turned(header: &[&str], rows: &[Vec<String>]) -> String {
+    let lines = header.iter().enumerate().map(|(position, name)| {
+        let values = rows.iter().map(|row| row.get(position).cloned().unwrap_or_default());
+        std::iter::once((*name).to_owned()).chain(values).collect()
+    });
+    let names: Vec<_> = (1..=rows.len()).map(|row| format!("row {row}")).collect();
+    let head: Vec<_> = std::iter::once("column").chain(names.iter().map(String::as_str)).collect();
+    columns(&head, &[], lines)
 }
 
 /// Record batches as an array of objects; nulls are written out.
@@ -136,6 +155,18 @@ mod tests {
                  1002  null    null  null                  null
         "#]]
         .assert_eq(&batches(&[rows()]).unwrap());
+    }
+
+    #[test]
+    fn a_few_wide_rows_are_turned() {
+        let header = ["driver_id", "rating"];
+        let rows = [vec!["1".to_owned(), "4.5".to_owned()], vec!["1002".to_owned(), "null".to_owned()]];
+        expect![[r#"
+            column     row 1  row 2
+            driver_id  1      1002
+            rating     4.5    null
+        "#]]
+        .assert_eq(&turned(&header, &rows));
     }
 
     #[test]

@@ -49,7 +49,8 @@ pub struct IngestStream {
 struct Put {
     node: Node,
     encoder: Encoder,
-    uploads: mpsc::Sender<FlightData>,
+    /// Gone once the source has ended, so that the node sees the end of the upload too.
+    uploads: Option<mpsc::Sender<FlightData>>,
     results: tonic::Streaming<PutResult>,
 }
 
@@ -173,8 +174,8 @@ impl IngestStream {
             answer = answer, if waiting => self.answer(answer).map(Some),
             batch = self.source.next(), if room => {
                 match batch {
-                    None => self.source_ended = true,
-                    Some(Err(error)) => self.end_source(error),
+                    None => self.end_source(None),
+                    Some(Err(error)) => self.end_source(Some(error)),
                     Some(Ok(batch)) => self.take_in(batch).await,
                 }
                 Ok(None)
@@ -182,9 +183,12 @@ impl IngestStream {
         }
     }
 
-    fn end_source(&mut self, error: Error) {
+    fn end_source(&mut self, error: Option<Error>) {
         self.source_ended = true;
-        self.source_error = Some(error);
+        self.source_error = error;
+        if let Some(put) = &mut self.put {
+            put.uploads = None;
+        }
     }
 
     async fn take_in(&mut self, batch: RecordBatch) {
@@ -198,10 +202,12 @@ impl IngestStream {
         match put.encoder.batch_message(&batch, Bytes::new()) {
             Ok(message) => {
                 self.unanswered.push_back(batch);
-                // A closed channel means the node ended the stream; the answer side says why.
-                let _ = put.uploads.send(message).await;
+                if let Some(uploads) = &put.uploads {
+                    // A closed channel means the node ended the stream; the answer side says why.
+                    let _ = uploads.send(message).await;
+                }
             }
-            Err(error) => self.end_source(error),
+            Err(error) => self.end_source(Some(error)),
         }
     }
 
@@ -247,6 +253,7 @@ impl IngestStream {
         };
         self.client.note(&node, outcome.as_ref().err());
         let results = outcome.map_err(Trouble::Way)?;
+        let uploads = (!self.source_ended).then_some(uploads);
         self.put = Some(Put { node, encoder, uploads, results });
         Ok(())
     }

@@ -21,8 +21,10 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Largest piece of a file in one frame, bytes.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
@@ -256,6 +258,7 @@ fn send_files(
     paths.sort();
     header.files = u32::try_from(paths.len()).map_err(std::io::Error::other)?;
     send(Part::Header(header))?;
+    let runtime = Handle::current();
     let started = Instant::now();
     let mut sent = 0u64;
     for path in paths {
@@ -275,8 +278,8 @@ fn send_files(
             left -= length as u64;
             sent += length as u64;
             if bytes_per_second > 0 {
-                let due = Duration::from_secs_f64(sent as f64 / bytes_per_second as f64);
-                std::thread::sleep(due.saturating_sub(started.elapsed()));
+                let due = started + Duration::from_secs_f64(sent as f64 / bytes_per_second as f64);
+                runtime.block_on(tokio::time::sleep_until(due));
             }
         }
     }
@@ -460,6 +463,19 @@ mod tests {
         assert_eq!(right.current().unwrap().meta, built.meta);
         drop(received);
         assert_eq!(fs::read_dir(dir.path().join("right")).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_transfer_keeps_its_rate() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SnapshotStore::open(dir.path().join("left")).unwrap();
+        let row = vec![b'x'; 2000];
+        let built = store.build(&replica(&[&row])).unwrap();
+        let bytes = fs::metadata(built.snapshot.data().join("state.sst")).unwrap().len();
+        let began = Instant::now();
+        let mut receiver = send(built.snapshot, header(), bytes * 10);
+        while receiver.recv().await.is_some() {}
+        assert!(began.elapsed() >= Duration::from_millis(100));
     }
 
     #[tokio::test]

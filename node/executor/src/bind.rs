@@ -1,4 +1,5 @@
-//! Arrow columns to the tensors a model takes, and its tensors to Arrow columns. The rules are on [`crate::Model::run`].
+//! Arrow columns to the tensors a model takes, and its tensors to Arrow columns. The rules are on
+//! [`crate::Model::run`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,14 +25,17 @@ pub(crate) fn inputs(specs: &[TensorSpec], batch: &RecordBatch) -> Result<Vec<Ho
             && rows > 0
             && wanted != rows as i64
         {
-            return Err(RunError::BadInput(format!("the model takes exactly {wanted} rows at a time, and {rows} came")));
+            return Err(RunError::BadInput(format!(
+                "the model takes exactly {wanted} rows at a time, and {rows} came"
+            )));
         }
     }
     if let [spec] = specs
         && spec.shape.len() == 2
     {
         let schema = batch.schema();
-        let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| (field.name().as_str(), column));
+        let columns =
+            schema.fields().iter().zip(batch.columns()).map(|(field, column)| (field.name().as_str(), column));
         return Ok(vec![table(spec, columns.collect(), rows)?]);
     }
     specs.iter().map(|spec| by_name(spec, batch)).collect()
@@ -67,7 +71,8 @@ fn by_name(spec: &TensorSpec, batch: &RecordBatch) -> Result<HostTensor, RunErro
         Some(sizes) => {
             let known: i64 = sizes.iter().filter(|&&size| size >= 0).product();
             let open = sizes.iter().filter(|&&size| size < 0).count();
-            let fits = known > 0 && width as i64 % known == 0 && if open == 0 { known == width as i64 } else { open == 1 };
+            let fits =
+                known > 0 && width as i64 % known == 0 && if open == 0 { known == width as i64 } else { open == 1 };
             if !fits {
                 let (name, shape) = (&spec.name, &spec.shape);
                 return Err(RunError::BadInput(format!(
@@ -204,7 +209,9 @@ impl<T: Cell> Target<'_, T> {
             };
         }
         match column.data_type() {
-            ArrowType::Float32 => self.primitive::<Float32Type>(column, width, is_null, |value| T::from_f64(value.into())),
+            ArrowType::Float32 => {
+                self.primitive::<Float32Type>(column, width, is_null, |value| T::from_f64(value.into()))
+            }
             ArrowType::Float64 => self.primitive::<Float64Type>(column, width, is_null, T::from_f64),
             ArrowType::Int8 => ints!(Int8Type),
             ArrowType::Int16 => ints!(Int16Type),
@@ -213,10 +220,12 @@ impl<T: Cell> Target<'_, T> {
             ArrowType::UInt8 => ints!(UInt8Type),
             ArrowType::UInt16 => ints!(UInt16Type),
             ArrowType::UInt32 => ints!(UInt32Type),
-            ArrowType::UInt64 => self.primitive::<UInt64Type>(column, width, is_null, |value| match i64::try_from(value) {
-                Ok(value) => T::from_i64(value),
-                Err(_) => T::from_f64(value as f64),
-            }),
+            ArrowType::UInt64 => {
+                self.primitive::<UInt64Type>(column, width, is_null, |value| match i64::try_from(value) {
+                    Ok(value) => T::from_i64(value),
+                    Err(_) => T::from_f64(value as f64),
+                })
+            }
             ArrowType::Date32 => ints!(Date32Type),
             ArrowType::Date64 => ints!(Date64Type),
             ArrowType::Timestamp(TimeUnit::Second, _) => ints!(TimestampSecondType),
@@ -290,7 +299,9 @@ fn strings(columns: &[(&str, &ArrayRef)], rows: usize, features: usize) -> Resul
                 ArrowType::LargeUtf8 => column.as_string::<i64>().value(row),
                 ArrowType::Utf8View => column.as_string_view().value(row),
                 other => {
-                    return Err(RunError::BadInput(format!("column `{name}` is {other}, and the model takes BYTES there")));
+                    return Err(RunError::BadInput(format!(
+                        "column `{name}` is {other}, and the model takes BYTES there"
+                    )));
                 }
             };
             if column.is_null(row) {

@@ -32,7 +32,8 @@ impl Cost {
         cell.store(mixed.max(1), Ordering::Relaxed);
     }
 
-    /// The expected time; `None` before anything of like size was measured. More rows were never cheaper, and twice the rows cost at most twice.
+    /// The expected time; `None` before anything of like size was measured. More rows were never cheaper, and twice the
+    /// rows cost at most twice.
     pub fn predict(&self, rows: usize) -> Option<Duration> {
         let at = bucket(rows);
         let load = |at: usize| Some(self.nanos[at].load(Ordering::Relaxed)).filter(|&nanos| nanos > 0);

@@ -7,7 +7,7 @@ pub enum LoadError {
     #[error("the model is not valid: {place}: {reason}")]
     InvalidModel { place: String, reason: String },
     /// Every operator of the graph that is not offered, not only the first.
-    #[error("the model needs operators that are not supported: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    #[error("the model needs operators that are not supported: {}", list(.0))]
     UnsupportedOps(Vec<UnsupportedOp>),
     /// A tensor of an element type that is not offered.
     #[error("{place} has element type {datatype}, and FP32, FP64, INT64, INT32, BOOL and BYTES are supported")]
@@ -17,6 +17,10 @@ pub enum LoadError {
     /// A kernel panicked while the plan was made: our bug.
     #[error("loading the model failed inside a kernel: {0}")]
     ModelFault(String),
+}
+
+fn list(ops: &[UnsupportedOp]) -> String {
+    ops.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// One node whose operator, or whose use of it, is not offered.

@@ -1,8 +1,11 @@
 //! Who runs models, and when: threads of our own, one bounded queue, and a cache of loaded models.
 //!
-//! A run that is predicted to be short goes ahead on the caller's thread while nobody waits: handing it over would take longer. All others
-//! queue; a thread takes the oldest with those behind it that can share its batch. There is no waiting for company: what queued while the
-//! threads were busy is the batch. Bounds: rows waiting (then [`RunError::Overloaded`]), rows in one batch, bytes of cached models.
+//! A run that is predicted to be short goes ahead on the caller's thread while nobody waits: handing it over would take
+//! longer. All others
+//! queue; a thread takes the oldest with those behind it that can share its batch. There is no waiting for company:
+//! what queued while the
+//! threads were busy is the batch. Bounds: rows waiting (then [`RunError::Overloaded`]), rows in one batch, bytes of
+//! cached models.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -35,7 +38,8 @@ pub struct Options {
     pub batch_rows_max: usize,
     /// Runs predicted to be shorter go ahead on the caller's thread.
     pub inline_below: Duration,
-    /// Memory of loaded models kept in the cache. The least recently used go first; a model in use lives on until its last user drops it.
+    /// Memory of loaded models kept in the cache. The least recently used go first; a model in use lives on until its
+    /// last user drops it.
     pub cache_bytes_max: usize,
     pub limits: Limits,
 }
@@ -118,7 +122,8 @@ impl Executor {
         self.cache.lock().get(id)
     }
 
-    /// Loads a model, or gives the one that is loaded. Takes as long as reading it does: call it where blocking is allowed.
+    /// Loads a model, or gives the one that is loaded. Takes as long as reading it does: call it where blocking is
+    /// allowed.
     ///
     /// # Errors
     /// See [`LoadError`].
@@ -229,7 +234,8 @@ fn timed(model: &Model, batch: &RecordBatch) -> Result<RecordBatch, RunError> {
 
 /// A thread's life.
 fn work(shared: &Shared) {
-    // burn's CPU backend spreads large operations over rayon's current pool. Here that is this thread alone, so that models running
+    // burn's CPU backend spreads large operations over rayon's current pool. Here that is this thread alone, so that
+    // models running
     // side by side do not fight over cores.
     if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build() {
         tracing::warn!(%error, "a model thread shares rayon's global pool");

@@ -9,7 +9,8 @@ pub struct Limits {
     pub model_bytes_max: usize,
     pub nodes_max: usize,
     pub initializers_max: usize,
-    /// Messages and strings in the artifact. Each costs up to about 300 bytes once read, however small it was; a forest has two strings or
+    /// Messages and strings in the artifact. Each costs up to about 300 bytes once read, however small it was; a forest
+    /// has two strings or
     /// so for each node.
     pub items_max: usize,
     /// Elements of any one tensor, stored or computed.

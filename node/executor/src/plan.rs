@@ -1,6 +1,7 @@
 //! A graph compiled to steps over numbered slots.
 //!
-//! Constants are folded and lifted to the device once; a value is handed over, not copied, where a step is its last reader, so that burn can
+//! Constants are folded and lifted to the device once; a value is handed over, not copied, where a step is its last
+//! reader, so that burn can
 //! work in place. Immutable once made: any number of threads run it at once.
 
 mod fuse;
@@ -127,7 +128,8 @@ impl Plan {
             };
             bytes += build.bytes.get();
             let absorbed = build.absorbed.take();
-            let foldable = !step_inputs.is_empty() && build.constants.iter().zip(&step_inputs).all(|(c, s)| s.is_none() || c.is_some());
+            let foldable = !step_inputs.is_empty()
+                && build.constants.iter().zip(&step_inputs).all(|(c, s)| s.is_none() || c.is_some());
             if foldable && unsupported.is_empty() {
                 let arguments: Inputs = build.constants.iter().map(|tensor| tensor.cloned().map(Value::from)).collect();
                 let results = kernel(arguments).map_err(refuse)?;
@@ -136,15 +138,23 @@ impl Plan {
                 }
                 continue;
             }
-            let step_inputs = step_inputs.into_iter().zip(absorbed).map(|(slot, held)| slot.filter(|_| !held)).collect();
+            let step_inputs =
+                step_inputs.into_iter().zip(absorbed).map(|(slot, held)| slot.filter(|_| !held)).collect();
             let outputs: SmallVec<[Option<usize>; 2]> =
                 node.output.iter().map(|name| (!name.is_empty()).then(|| slots.of(name))).collect();
-            if node.domain() == ML_DOMAIN && node.op_type == "ZipMap"
+            if node.domain() == ML_DOMAIN
+                && node.op_type == "ZipMap"
                 && let Some(slot) = outputs.first().copied().flatten()
             {
                 classes.insert(slot, zip_map_labels(Attributes(node)).map_err(refuse)?);
             }
-            steps.push(Step { kernel, inputs: step_inputs, last: SmallVec::new(), outputs, node: node.label().to_owned() });
+            steps.push(Step {
+                kernel,
+                inputs: step_inputs,
+                last: SmallVec::new(),
+                outputs,
+                node: node.label().to_owned(),
+            });
         }
         if !unsupported.is_empty() {
             return Err(LoadError::UnsupportedOps(unsupported));
@@ -159,7 +169,8 @@ impl Plan {
             .collect();
         mark_last_readers(&mut steps, &outputs, slots.by_name.len());
         let mut lifted = vec![None; slots.by_name.len()];
-        let read = steps.iter().flat_map(|step| step.inputs.iter().copied().flatten()).chain(outputs.iter().map(|o| o.slot));
+        let read =
+            steps.iter().flat_map(|step| step.inputs.iter().copied().flatten()).chain(outputs.iter().map(|o| o.slot));
         for slot in read {
             if let Some(tensor) = constants.remove(&slot) {
                 bytes += tensor.bytes();
@@ -206,8 +217,8 @@ impl Plan {
                     None => None,
                 });
             }
-            let results = (step.kernel)(arguments)
-                .map_err(|reason| RunError::Step { node: step.node.clone(), reason })?;
+            let results =
+                (step.kernel)(arguments).map_err(|reason| RunError::Step { node: step.node.clone(), reason })?;
             for (slot, value) in step.outputs.iter().zip(results) {
                 if let Some(slot) = slot {
                     slots[*slot] = Some(value);

@@ -4,4 +4,3 @@ mod corrupt;
 mod golden;
 mod models;
 mod requests;
-mod timing;

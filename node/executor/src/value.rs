@@ -1,6 +1,7 @@
 //! Tensors in host memory: what enters a model, what leaves it, and what our own kernels read.
 //!
-//! Row-major, always contiguous. A tensor without dimensions holds one element, as in ONNX. The burn side is [`crate::burn`].
+//! Row-major, always contiguous. A tensor without dimensions holds one element, as in ONNX. The burn side is
+//! [`crate::burn`].
 
 use std::sync::Arc;
 

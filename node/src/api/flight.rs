@@ -5,7 +5,7 @@
 use super::wire::{self, Encoder, Replies};
 use super::{entities, exchange};
 use crate::error::{Error, Result};
-use crate::ingest::Target;
+use crate::ingest::{Prepared, Target};
 use crate::node::Node;
 use crate::{features, predict};
 use arrow_flight::decode::DecodedPayload;
@@ -170,52 +170,68 @@ impl Flight {
     }
 }
 
-/// One batch in, one reply out, in order. The next batch is decoded and cut while the last one commits.
+/// One batch in, one reply out, in order, each as soon as it is committed. The next batch is decoded and cut while the
+/// last one commits; whatever goes wrong with it, the one before is answered first.
 async fn ingest(
     node: &Arc<Node>,
     ask: &Ingest,
-    mut upload: wire::Upload,
+    upload: wire::Upload,
     replies: &mpsc::Sender<Result<PutResult, Status>>,
 ) -> Result<(), Status> {
     let target = Arc::new(Target::new(node, ask)?);
-    let mut ordinal = 0u64;
-    let mut committing: Option<tokio::task::JoinHandle<Result<cairn_proto::command::Ingested>>> = None;
+    let (batches, prepared) = mpsc::channel(1);
+    let mut preparing = std::pin::pin!(prepare(node, &target, upload, batches));
+    let mut committing = std::pin::pin!(commit(node, &target, prepared, replies));
+    let mut uploading = true;
     loop {
-        let message = wire::next(&mut upload.messages).await;
-        // Whatever came next, the batch before it is finished and answered first.
-        let prepared = match &message {
-            Ok(Some(message)) => match &message.payload {
-                DecodedPayload::RecordBatch(batch) => {
-                    let (node, target, batch) = (Arc::clone(node), Arc::clone(&target), batch.clone());
-                    let prepare = move || {
-                        node.writes.check()?;
-                        let catalog = node.meta.catalog();
-                        target.prepare(&batch, &|slot| catalog.slot_shard(slot).unwrap_or(0), node.shard_count())
-                    };
-                    Some(blocking(prepare).await)
-                }
-                _ => None,
-            },
-            _ => None,
-        };
-        if let Some(last) = committing.take() {
-            let reply = last.await.map_err(|error| Error::internal(format!("ingest stopped: {error}")))??;
-            node.metrics.ingested(&reply);
-            let metadata = serde_json::to_vec(&reply).unwrap_or_default();
-            if replies.send(Ok(PutResult { app_metadata: metadata.into() })).await.is_err() {
-                return Ok(()); // the client has gone; what was sent is committed
-            }
-        }
-        if message?.is_none() {
-            return Ok(());
-        }
-        if let Some(prepared) = prepared {
-            let prepared = prepared?;
-            let (node, target, at) = (Arc::clone(node), Arc::clone(&target), ordinal);
-            ordinal += 1;
-            committing = Some(tokio::spawn(async move { target.commit(&node, prepared, at, node.write_deadline()).await }));
+        tokio::select! {
+            done = &mut committing => return done,
+            () = &mut preparing, if uploading => uploading = false,
         }
     }
+}
+
+/// Cuts batches by shard until the upload ends; its failure is passed on behind the batches before it.
+async fn prepare(node: &Arc<Node>, target: &Arc<Target>, mut upload: wire::Upload, batches: mpsc::Sender<Result<Prepared, Status>>) {
+    loop {
+        let prepared = match wire::next(&mut upload.messages).await {
+            Ok(None) => return,
+            Err(status) => Err(status),
+            Ok(Some(message)) => {
+                let DecodedPayload::RecordBatch(batch) = message.payload else { continue };
+                let (node, target) = (Arc::clone(node), Arc::clone(target));
+                let cut = move || {
+                    node.writes.check()?;
+                    let catalog = node.meta.catalog();
+                    target.prepare(&batch, &|slot| catalog.slot_shard(slot).unwrap_or(0), node.shard_count())
+                };
+                blocking(cut).await.map_err(Status::from)
+            }
+        };
+        let last = prepared.is_err();
+        if batches.send(prepared).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+async fn commit(
+    node: &Arc<Node>,
+    target: &Target,
+    mut prepared: mpsc::Receiver<Result<Prepared, Status>>,
+    replies: &mpsc::Sender<Result<PutResult, Status>>,
+) -> Result<(), Status> {
+    let mut ordinal = 0u64;
+    while let Some(batch) = prepared.recv().await {
+        let reply = target.commit(node, batch?, ordinal, node.write_deadline()).await?;
+        ordinal += 1;
+        node.metrics.ingested(&reply);
+        let metadata = serde_json::to_vec(&reply).unwrap_or_default();
+        if replies.send(Ok(PutResult { app_metadata: metadata.into() })).await.is_err() {
+            return Ok(()); // the client has gone; what was sent is committed
+        }
+    }
+    Ok(())
 }
 
 /// Runs CPU work off the async threads.

@@ -44,7 +44,12 @@ pub fn init_cluster(context: &Context<'_>, ask: &InitCluster) -> Answer {
         slot_shard: (0..SLOTS as u32).map(|slot| 1 + slot * ask.shards / SLOTS as u32).collect(),
         created_us: context.now_us,
     };
-    let node = Node { id: context.index, joined_us: context.now_us, ..first };
+    // The founder had to name itself before there was a log. Later nodes get larger ids: their entry's index.
+    let id = if first.id == 0 { context.index } else { first.id };
+    if id > context.index {
+        return Err(Error::InvalidArgument(format!("the first node cannot have id {id}, above entry {}", context.index)));
+    }
+    let node = Node { id, joined_us: context.now_us, ..first };
     let outcome = node_added(context, node.id, cluster.clone(), Some(&node));
     Ok((outcome, vec![Row::Cluster(cluster), Row::Node(node)]))
 }

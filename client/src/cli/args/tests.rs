@@ -46,6 +46,20 @@ fn every_command_reads() {
 }
 
 #[test]
+fn no_argument_of_a_command_takes_the_place_of_a_global_one() {
+    let global: Vec<_> = Args::command().get_arguments().map(|arg| arg.get_id().clone()).collect();
+    let mut todo: Vec<_> = Args::command().get_subcommands().cloned().collect();
+    while let Some(command) = todo.pop() {
+        for arg in command.get_arguments() {
+            assert!(!global.contains(arg.get_id()), "`{}` of `{}`", arg.get_id(), command.get_name());
+        }
+        todo.extend(command.get_subcommands().cloned());
+    }
+    let args = parse("cairn lineage model_version:default/delay@1").unwrap();
+    assert_eq!(args.global.node, cairn_client::DEFAULT_NODE);
+}
+
+#[test]
 fn bad_arguments_are_refused_before_anything_is_sent() {
     for (line, kind) in [
         ("cairn", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),

@@ -6,12 +6,16 @@ use super::{Dev, broadcast, padded, with_rank};
 use crate::ops::sized;
 use crate::value::Dims;
 
-/// numpy's `matmul`: the last two dimensions are matrices, those before them broadcast; a vector gets a dimension and loses it again.
+/// numpy's `matmul`: the last two dimensions are matrices, those before them broadcast; a vector gets a dimension and
+/// loses it again.
 ///
 /// At most `elements_max` elements come out.
 pub(crate) fn matmul(a: Dev, b: Dev, elements_max: usize) -> Result<Dev, String> {
     if a.datatype != b.datatype || !a.datatype.is_float() {
-        return Err(format!("its inputs are {} and {}: both must be the same floating point type", a.datatype, b.datatype));
+        return Err(format!(
+            "its inputs are {} and {}: both must be the same floating point type",
+            a.datatype, b.datatype
+        ));
     }
     if a.dims.is_empty() || b.dims.is_empty() {
         return Err("its inputs must have dimensions".to_owned());

@@ -1,7 +1,9 @@
 //! The one module tree that names burn: tensors on a burn device, of any rank.
 //!
-//! burn's `Tensor<D, K>` fixes rank and kind at compile time; [`Dev`] carries the dispatch tensor below it and its ONNX dimensions, and
-//! [`with_rank`] and [`with_kind`] lift it for one call. burn reports bad shapes by panicking, so every function here checks them first and
+//! burn's `Tensor<D, K>` fixes rank and kind at compile time; [`Dev`] carries the dispatch tensor below it and its ONNX
+//! dimensions, and
+//! [`with_rank`] and [`with_kind`] lift it for one call. burn reports bad shapes by panicking, so every function here
+//! checks them first and
 //! gives a sentence instead. The device is always named: burn's default device reads the environment.
 //!
 //! - [`elementwise`]: arithmetic, comparison, logic, functions of one value
@@ -24,12 +26,30 @@ use crate::value::{Data, DataType, Dims, HostTensor};
 macro_rules! with_rank {
     ($rank:expr, $D:ident => $body:expr) => {
         match $rank {
-            0 | 1 => { const $D: usize = 1; $body }
-            2 => { const $D: usize = 2; $body }
-            3 => { const $D: usize = 3; $body }
-            4 => { const $D: usize = 4; $body }
-            5 => { const $D: usize = 5; $body }
-            6 => { const $D: usize = 6; $body }
+            0 | 1 => {
+                const $D: usize = 1;
+                $body
+            }
+            2 => {
+                const $D: usize = 2;
+                $body
+            }
+            3 => {
+                const $D: usize = 3;
+                $body
+            }
+            4 => {
+                const $D: usize = 4;
+                $body
+            }
+            5 => {
+                const $D: usize = 5;
+                $body
+            }
+            6 => {
+                const $D: usize = 6;
+                $body
+            }
             rank => Err(format!("a tensor of {rank} dimensions is over the limit of 6")),
         }
     };
@@ -39,9 +59,18 @@ macro_rules! with_rank {
 macro_rules! with_kind {
     ($datatype:expr, $K:ident => $body:expr) => {
         match $datatype {
-            DataType::Fp32 | DataType::Fp64 => { type $K = Float; $body }
-            DataType::Int64 | DataType::Int32 => { type $K = Int; $body }
-            DataType::Bool => { type $K = Bool; $body }
+            DataType::Fp32 | DataType::Fp64 => {
+                type $K = Float;
+                $body
+            }
+            DataType::Int64 | DataType::Int32 => {
+                type $K = Int;
+                $body
+            }
+            DataType::Bool => {
+                type $K = Bool;
+                $body
+            }
             DataType::Bytes => Err("strings have no place in a tensor operation".to_owned()),
         }
     };
@@ -116,7 +145,8 @@ impl Dev {
         fn values<K: Basic, E: Element>(raw: DispatchTensor) -> Vec<E> {
             // Reading does not depend on the rank.
             let data = Tensor::<1, K>::from_dispatch(raw).into_data();
-            // The type is the one the tensor was made with: a mismatch is a bug of ours, and caught with the other panics.
+            // The type is the one the tensor was made with: a mismatch is a bug of ours, and caught with the other
+            // panics.
             data.try_into_vec::<E>().unwrap_or_else(|error| panic!("reading a tensor: {error}"))
         }
         let data = match self.datatype {

@@ -12,7 +12,8 @@ impl Dev {
         }
         no_zero(&dims)?;
         let datatype = self.datatype;
-        // The rank of the source is not looked at when the target is a `Shape`, so one instance for each target rank will do.
+        // The rank of the source is not looked at when the target is a `Shape`, so one instance for each target rank
+        // will do.
         with_kind!(datatype, K => with_rank!(dims.len(), D => {
             let shape = Shape::from(burn_dims(&dims).to_vec());
             Ok(Dev::wrap(self.lift::<D, K>().reshape::<D, _>(shape), datatype, dims))

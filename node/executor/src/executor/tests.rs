@@ -40,7 +40,8 @@ fn values(batch: &RecordBatch) -> Vec<f32> {
 
 fn one_thread() -> Executor {
     let inline_below = Duration::ZERO;
-    Executor::new(Options { threads: 1, queue_rows_max: 6, batch_rows_max: 4, inline_below, ..Options::default() }).unwrap()
+    Executor::new(Options { threads: 1, queue_rows_max: 6, batch_rows_max: 4, inline_below, ..Options::default() })
+        .unwrap()
 }
 
 /// Waits for something that another task does, without a clock.

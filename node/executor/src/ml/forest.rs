@@ -1,10 +1,13 @@
 //! Tree ensembles as compact arrays, and how rows fall through them.
 //!
-//! Two layouts. *Complete*: every tree padded to one depth and stored as a heap, so that a level is `i = 2i + 1 + !(x <= t)` without a
-//! branch; eight rows at a time, or for few rows eight trees at a time. *Nodes*: an array of nodes with two children each, for deep trees
+//! Two layouts. *Complete*: every tree padded to one depth and stored as a heap, so that a level is `i = 2i + 1 + !(x
+//! <= t)` without a
+//! branch; eight rows at a time, or for few rows eight trees at a time. *Nodes*: an array of nodes with two children
+//! each, for deep trees
 //! and for equality tests; 64 rows pass a tree while it is in cache.
 //!
-//! Every inequality is brought to `x <= t` when compiling. Leaves are added in tree order whatever the layout and the batch, so an answer does
+//! Every inequality is brought to `x <= t` when compiling. Leaves are added in tree order whatever the layout and the
+//! batch, so an answer does
 //! not depend on who shares the batch.
 
 /// Trees deeper than this are not padded: their heaps would mostly be padding.
@@ -24,7 +27,9 @@ const LEAF: u32 = 1 << 31;
 pub(crate) const FEATURES_MAX: u32 = EQUALITY;
 
 /// f32 or f64: thresholds, inputs and sums are of one of them.
-pub(crate) trait Real: Copy + PartialOrd + Send + Sync + std::fmt::Debug + std::ops::AddAssign + 'static {
+pub(crate) trait Real:
+    Copy + PartialOrd + Send + Sync + std::fmt::Debug + std::ops::AddAssign + 'static
+{
     const ZERO: Self;
     const INFINITY: Self;
     fn from_f64(value: f64) -> Self;
@@ -70,7 +75,14 @@ pub(crate) enum Mode {
 /// A tree before compiling: node 0 is the root, children come after their parents.
 #[derive(Debug, Clone)]
 pub(crate) enum RawNode {
-    Split { mode: Mode, feature: u32, threshold: f64, nan_is_yes: bool, yes: usize, no: usize },
+    Split {
+        mode: Mode,
+        feature: u32,
+        threshold: f64,
+        nan_is_yes: bool,
+        yes: usize,
+        no: usize,
+    },
     /// (target, weight) pairs.
     Leaf(Vec<(u32, f64)>),
 }
@@ -183,8 +195,14 @@ impl<T: Real> Forest<T> {
         } else {
             Leaves::Entries { ranges: Vec::new(), entries: Vec::new() }
         };
-        let mut forest =
-            Self { layout: Layout::Nodes { roots: Vec::new(), nodes: Vec::new() }, leaves, trees: trees.len(), features, targets, aggregate };
+        let mut forest = Self {
+            layout: Layout::Nodes { roots: Vec::new(), nodes: Vec::new() },
+            leaves,
+            trees: trees.len(),
+            features,
+            targets,
+            aggregate,
+        };
         let padded = trees.len().saturating_mul(1 << depth.min(COMPLETE_DEPTH_MAX));
         if depth <= COMPLETE_DEPTH_MAX && !equality && padded <= leaf_count.saturating_mul(PADDING_MAX).max(1024) {
             forest.complete(trees, depth);
@@ -259,8 +277,13 @@ impl<T: Real> Forest<T> {
                 if let RawNode::Split { mode, feature, threshold, nan_is_yes, yes, no } = node {
                     let normal = normal::<T>(*mode, *threshold, *nan_is_yes);
                     let (yes, no) = if normal.swapped { (no, yes) } else { (yes, no) };
-                    let flags = if normal.nan_is_yes { NAN_IS_YES } else { 0 } | if normal.equality { EQUALITY } else { 0 };
-                    nodes.push(Node { threshold: normal.threshold, feature: feature | flags, children: [places[*no], places[*yes]] });
+                    let flags =
+                        if normal.nan_is_yes { NAN_IS_YES } else { 0 } | if normal.equality { EQUALITY } else { 0 };
+                    nodes.push(Node {
+                        threshold: normal.threshold,
+                        feature: feature | flags,
+                        children: [places[*no], places[*yes]],
+                    });
                 }
             }
         }
@@ -497,7 +520,8 @@ mod tests {
             let forest = Forest::<f32>::compile(&trees, 1, Aggregate::Sum).map_err(TestCaseError::fail)?;
             let values: Vec<f32> = rows.iter().flatten().map(|&value| value as f32).collect();
             let found = forest.run(&values, 3).map_err(TestCaseError::fail)?.scores;
-            let one_by_one: Vec<f32> = values.chunks_exact(3).flat_map(|row| forest.run(row, 3).unwrap().scores).collect();
+            let alone = |row| forest.run(row, 3).unwrap().scores;
+            let one_by_one: Vec<f32> = values.chunks_exact(3).flat_map(alone).collect();
             prop_assert_eq!(&found, &one_by_one);
             for (row, found) in values.chunks_exact(3).zip(found) {
                 let mut sum = 0.0f32;

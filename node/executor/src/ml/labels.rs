@@ -81,7 +81,9 @@ pub(super) fn label_encoder(cx: &Build<'_>) -> Built {
                 let Data::$variant(default) = &default else {
                     return Err("its default is of another type".to_owned());
                 };
-                Data::$variant(places.iter().map(|place| place.map_or(&default[0], |at| &$values[at]).clone()).collect())
+                Data::$variant(
+                    places.iter().map(|place| place.map_or(&default[0], |at| &$values[at]).clone()).collect(),
+                )
             }};
         }
         let data = match &to {
@@ -125,7 +127,8 @@ pub(crate) fn zip_map_labels(attributes: Attributes<'_>) -> Result<Labels, Strin
     }
 }
 
-/// A map for each row becomes one vector for each row, in the order of the classes. The plan keeps the classes with the output.
+/// A map for each row becomes one vector for each row, in the order of the classes. The plan keeps the classes with the
+/// output.
 pub(super) fn zip_map(cx: &Build<'_>) -> Built {
     let classes = zip_map_labels(cx.attributes)?.len();
     Ok(Box::new(move |mut i| {

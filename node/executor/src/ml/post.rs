@@ -1,4 +1,5 @@
-//! Post transforms of ai.onnx.ml: from a row's scores to what the model answers. Formulas as onnxruntime computes them, in f32.
+//! Post transforms of ai.onnx.ml: from a row's scores to what the model answers. Formulas as onnxruntime computes them,
+//! in f32.
 
 use crate::ops::Refusal;
 

@@ -1,6 +1,8 @@
-//! TreeEnsembleRegressor and TreeEnsembleClassifier: from attribute lists to a [`Forest`], and from its scores to answers.
+//! TreeEnsembleRegressor and TreeEnsembleClassifier: from attribute lists to a [`Forest`], and from its scores to
+//! answers.
 //!
-//! Where the standard is vague (two classes, base values) this does what onnxruntime does; `tests/golden/trees.bin` holds its answers.
+//! Where the standard is vague (two classes, base values) this does what onnxruntime does; `tests/golden/trees.bin`
+//! holds its answers.
 
 use std::collections::HashMap;
 
@@ -61,7 +63,8 @@ fn read(cx: &Build<'_>, kind: &str, targets: usize) -> Result<Parts, Refusal> {
     }
     let mut entries: Vec<Vec<(u32, f64)>> = vec![Vec::new(); count];
     for (((tree, node), &target), &weight) in leaf_trees.iter().zip(leaf_nodes).zip(leaf_targets).zip(&weights) {
-        let at = place.get(&(*tree, *node)).ok_or_else(|| format!("tree {tree} has no node {node} for a {kind} weight"))?;
+        let at =
+            place.get(&(*tree, *node)).ok_or_else(|| format!("tree {tree} has no node {node} for a {kind} weight"))?;
         let target = u32::try_from(target).ok().filter(|&target| (target as usize) < targets);
         let target = target.ok_or_else(|| format!("a weight is for a {kind} outside the {targets} there are"))?;
         entries[*at].push((target, weight));
@@ -90,7 +93,9 @@ fn read(cx: &Build<'_>, kind: &str, targets: usize) -> Result<Parts, Refusal> {
         };
         let (yes, no) = (child(yes[at])?, child(no[at])?);
         if yes == no || is_child[yes] || is_child[no] {
-            return Err(format!("tree {} is not a tree: a node below {} has two parents", tree_ids[at], node_ids[at]).into());
+            return Err(
+                format!("tree {} is not a tree: a node below {} has two parents", tree_ids[at], node_ids[at]).into()
+            );
         }
         (is_child[yes], is_child[no]) = (true, true);
         let feature = u32::try_from(features[at]).ok().filter(|&feature| feature < FEATURES_MAX);
@@ -151,7 +156,11 @@ impl Precision {
     }
 
     /// Lets rows fall, then calls `finish` for each: its scores, which of them a leaf spoke for, and the base values.
-    fn run<R>(&self, x: Value, finish: impl FnMut(&mut [f64], &[bool], &[f64]) -> R) -> Result<(usize, Vec<R>), String> {
+    fn run<R>(
+        &self,
+        x: Value,
+        finish: impl FnMut(&mut [f64], &[bool], &[f64]) -> R,
+    ) -> Result<(usize, Vec<R>), String> {
         fn rows<T: Real, R>(
             ensemble: &Ensemble<T>,
             x: &Table<T>,
@@ -242,7 +251,8 @@ pub(super) fn classifier(cx: &Build<'_>) -> Built {
     let mut ids: Vec<u32> = weights().map(|&(class, _)| class).collect();
     ids.sort_unstable();
     ids.dedup();
-    let shape = Shape { classes, one_id: classes == 2 && ids.len() == 1, positive: weights().all(|&(_, w)| w >= 0.0), post };
+    let shape =
+        Shape { classes, one_id: classes == 2 && ids.len() == 1, positive: weights().all(|&(_, w)| w >= 0.0), post };
     let ensemble = Precision::compile(cx, &parts, classes, Aggregate::Sum)?;
     Ok(Box::new(move |mut i| {
         let mut answers = Vec::new();

@@ -1,7 +1,9 @@
 //! Reading ONNX: bytes in, a checked [`Graph`] out. No operator is known here.
 //!
-//! Protobuf is read with our own subset of the messages ([`proto`]); unknown fields are skipped. Before that, [`scan`] walks the wire format
-//! and counts, so that a small file cannot ask for much memory. Always true of a [`Graph`]: names are exact, every value is made once
+//! Protobuf is read with our own subset of the messages ([`proto`]); unknown fields are skipped. Before that, [`scan`]
+//! walks the wire format
+//! and counts, so that a small file cannot ask for much memory. Always true of a [`Graph`]: names are exact, every
+//! value is made once
 //! and before it is used.
 
 pub(crate) mod attributes;
@@ -158,7 +160,10 @@ fn sort<'a>(nodes: &'a [NodeProto], known: &mut HashSet<&'a str>) -> Result<Vec<
     }
     if order.len() < nodes.len() {
         let stuck = (0..nodes.len()).find(|&at| waits[at] > 0).unwrap_or_default();
-        return Err(invalid(format!("node `{}`", nodes[stuck].label()), "it needs its own result: the graph has a cycle"));
+        return Err(invalid(
+            format!("node `{}`", nodes[stuck].label()),
+            "it needs its own result: the graph has a cycle",
+        ));
     }
     known.extend(maker.keys());
     Ok(order)

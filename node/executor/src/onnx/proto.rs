@@ -1,4 +1,5 @@
-//! The messages of `onnx.proto` that the executor reads, with the field numbers of onnx 1.23. What is missing is skipped when decoding.
+//! The messages of `onnx.proto` that the executor reads, with the field numbers of onnx 1.23. What is missing is
+//! skipped when decoding.
 
 use bytes::Bytes;
 use prost::Message;

@@ -1,6 +1,7 @@
 //! A walk over the wire format that counts before anything is allocated.
 //!
-//! An empty message costs two bytes in the file and some hundred once decoded. So nodes, initializers and all messages and strings
+//! An empty message costs two bytes in the file and some hundred once decoded. So nodes, initializers and all messages
+//! and strings
 //! together have bounds, checked here.
 
 use super::invalid;

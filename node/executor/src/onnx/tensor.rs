@@ -8,8 +8,30 @@ use crate::limits::RANK_MAX;
 use crate::value::{Data, DataType, Dims, HostTensor};
 
 const NAMES: [&str; 24] = [
-    "UNDEFINED", "FP32", "UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64", "BYTES", "BOOL", "FP16", "FP64", "UINT32", "UINT64",
-    "COMPLEX64", "COMPLEX128", "BF16", "FP8E4M3FN", "FP8E4M3FNUZ", "FP8E5M2", "FP8E5M2FNUZ", "UINT4", "INT4", "FP4E2M1",
+    "UNDEFINED",
+    "FP32",
+    "UINT8",
+    "INT8",
+    "UINT16",
+    "INT16",
+    "INT32",
+    "INT64",
+    "BYTES",
+    "BOOL",
+    "FP16",
+    "FP64",
+    "UINT32",
+    "UINT64",
+    "COMPLEX64",
+    "COMPLEX128",
+    "BF16",
+    "FP8E4M3FN",
+    "FP8E4M3FNUZ",
+    "FP8E5M2",
+    "FP8E5M2FNUZ",
+    "UINT4",
+    "INT4",
+    "FP4E2M1",
 ]; // as in onnx.proto, by number
 
 /// ONNX's number of an element type as ours.

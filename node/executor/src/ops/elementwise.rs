@@ -164,10 +164,14 @@ fn clip(cx: &Build<'_>) -> Built {
             };
             let (low, high) = (first($low), first($high));
             for value in $values.iter_mut() {
-                if let Some(low) = low && *value < low {
+                if let Some(low) = low
+                    && *value < low
+                {
                     *value = low;
                 }
-                if let Some(high) = high && *value > high {
+                if let Some(high) = high
+                    && *value > high
+                {
                     *value = high;
                 }
             }
@@ -178,7 +182,8 @@ fn clip(cx: &Build<'_>) -> Built {
         let datatype = x.data.datatype();
         let (low, high) = match bounds {
             Some((low, high)) => {
-                let tensor = |bound: Option<f32>| bound.map(|bound| HostTensor::of_f32(&[], vec![bound]).cast(datatype));
+                let tensor =
+                    |bound: Option<f32>| bound.map(|bound| HostTensor::of_f32(&[], vec![bound]).cast(datatype));
                 (tensor(low).transpose()?, tensor(high).transpose()?)
             }
             None => {

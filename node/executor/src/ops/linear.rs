@@ -41,8 +41,14 @@ impl Weights {
     }
 }
 
-/// `activation(x · weights + bias)` over the last dimension of `x`. The product is burn's; bias and activation go over its result in place.
-pub(crate) fn linear(weights: Weights, epilogue: Epilogue, matrix_only: bool, elements: usize) -> Result<Kernel, String> {
+/// `activation(x · weights + bias)` over the last dimension of `x`. The product is burn's; bias and activation go over
+/// its result in place.
+pub(crate) fn linear(
+    weights: Weights,
+    epilogue: Epilogue,
+    matrix_only: bool,
+    elements: usize,
+) -> Result<Kernel, String> {
     let outputs = weights.outputs();
     let weights = Dev::from_host(weights.tensor)?;
     Ok(Box::new(move |mut i| {

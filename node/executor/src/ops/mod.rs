@@ -130,7 +130,10 @@ pub(crate) fn one(value: impl Into<Value>) -> Result<Outputs, String> {
 /// A possibly negative axis as an index below `rank`.
 pub(crate) fn axis(axis: i64, rank: usize) -> Result<usize, String> {
     let at = if axis < 0 { axis + rank as i64 } else { axis };
-    usize::try_from(at).ok().filter(|&at| at < rank).ok_or_else(|| format!("there is no axis {axis} in {rank} dimensions"))
+    usize::try_from(at)
+        .ok()
+        .filter(|&at| at < rank)
+        .ok_or_else(|| format!("there is no axis {axis} in {rank} dimensions"))
 }
 
 /// A shape's sizes, refused where the tensor would be over the limit.

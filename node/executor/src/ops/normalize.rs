@@ -1,4 +1,5 @@
-//! Softmax, batch and layer normalisation. Softmax and layer normalisation are our own loops: each row is passed over in cache.
+//! Softmax, batch and layer normalisation. Softmax and layer normalisation are our own loops: each row is passed over
+//! in cache.
 
 use smallvec::smallvec;
 
@@ -29,7 +30,8 @@ macro_rules! softmax_rows {
     };
 }
 
-/// Before operator set 13 the input is seen as a matrix split at the axis, whose default was 1; since then one axis, by default the last.
+/// Before operator set 13 the input is seen as a matrix split at the axis, whose default was 1; since then one axis, by
+/// default the last.
 pub(super) fn softmax(cx: &Build<'_>, log: bool) -> Built {
     let as_matrix = cx.opset < 13;
     let at = cx.attributes.int("axis", if as_matrix { 1 } else { -1 });
@@ -100,10 +102,11 @@ pub(super) fn batch(cx: &Build<'_>) -> Built {
 }
 
 fn affine(parameters: [Value; 4], epsilon: f32) -> Result<(Vec<f64>, Vec<f64>), String> {
-    let [scale, bias, mean, variance] = parameters.map(|value| match value.into_host().cast(crate::value::DataType::Fp64) {
-        Ok(HostTensor { data: Data::Fp64(values), .. }) => values,
-        _ => Vec::new(),
-    });
+    let [scale, bias, mean, variance] =
+        parameters.map(|value| match value.into_host().cast(crate::value::DataType::Fp64) {
+            Ok(HostTensor { data: Data::Fp64(values), .. }) => values,
+            _ => Vec::new(),
+        });
     if [bias.len(), mean.len(), variance.len()] != [scale.len(); 3] {
         return Err("its scale, bias, mean and variance differ in number".to_owned());
     }

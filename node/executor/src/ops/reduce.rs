@@ -1,9 +1,9 @@
 //! Reductions along axes.
 
 use super::{Build, Built, Refusal, axis, one, take};
+use crate::burn::Dev;
 use crate::burn::elementwise::{Arithmetic, Unary, arithmetic, unary};
 use crate::burn::reduce::{Reduction, reduce as along};
-use crate::burn::Dev;
 use crate::value::{Data, DataType, Dims, HostTensor};
 
 type Step = fn(Dev, &[usize]) -> Result<Dev, String>;

@@ -36,7 +36,9 @@ fn reshaped(from: &[usize], wanted: &[i64], zero_is_zero: bool) -> Result<Dims, 
     let mut open = None;
     for (at, &size) in wanted.iter().enumerate() {
         dims.push(match size {
-            0 if !zero_is_zero => *from.get(at).ok_or_else(|| format!("shape {wanted:?} keeps size {at} of {from:?}"))?,
+            0 if !zero_is_zero => {
+                *from.get(at).ok_or_else(|| format!("shape {wanted:?} keeps size {at} of {from:?}"))?
+            }
             -1 if open.is_none() => {
                 open = Some(at);
                 1
@@ -46,7 +48,9 @@ fn reshaped(from: &[usize], wanted: &[i64], zero_is_zero: bool) -> Result<Dims, 
     }
     if let Some(at) = open {
         let known = dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
-        let known = known.filter(|&known| known > 0).ok_or_else(|| format!("the -1 of shape {wanted:?} stands for anything"))?;
+        let known = known
+            .filter(|&known| known > 0)
+            .ok_or_else(|| format!("the -1 of shape {wanted:?} stands for anything"))?;
         dims[at] = from.iter().product::<usize>() / known;
     }
     Ok(dims)
@@ -170,9 +174,11 @@ pub(super) fn split(cx: &Build<'_>) -> Built {
         let at = axis(at, x.dims().len())?;
         let size = x.dims()[at];
         let sizes = match sizes {
-            Some(sizes) => {
-                sizes.iter().map(|&size| usize::try_from(size)).collect::<Result<Vec<_>, _>>().map_err(|_| "a size is negative")?
-            }
+            Some(sizes) => sizes
+                .iter()
+                .map(|&size| usize::try_from(size))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|_| "a size is negative")?,
             None => {
                 let part = size.div_ceil(parts);
                 (0..parts).map(|n| part.min(size.saturating_sub(n * part))).collect()
@@ -201,8 +207,11 @@ pub(super) fn gather(cx: &Build<'_>) -> Built {
         let indices = take(&mut i, 1)?.into_host();
         let at = axis(at, x.dims().len())?;
         let size = x.dims()[at] as i64;
-        let places: Vec<i64> =
-            indices.to_i64()?.into_iter().map(|index| if index < 0 { index.saturating_add(size) } else { index }).collect();
+        let places: Vec<i64> = indices
+            .to_i64()?
+            .into_iter()
+            .map(|index| if index < 0 { index.saturating_add(size) } else { index })
+            .collect();
         let mut dims = Dims::from_slice(&x.dims()[..at]);
         dims.extend_from_slice(&indices.dims);
         dims.extend_from_slice(&x.dims()[at + 1..]);

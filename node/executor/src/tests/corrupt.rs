@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::golden::{MODELS, batch_of, model_bytes};
 use super::models::{int, model, node, value, weights};
-use crate::{LoadError, Limits, Model};
+use crate::{Limits, LoadError, Model};
 
 fn load(bytes: Bytes) -> Result<Model, LoadError> {
     Model::load(bytes, &Limits::default())
@@ -14,7 +14,9 @@ fn load(bytes: Bytes) -> Result<Model, LoadError> {
 /// What is loaded from damaged bytes is either refused or runs without a panic: `ModelFault` would be one.
 fn survives(name: &str, bytes: Vec<u8>) -> Result<(), TestCaseError> {
     match load(bytes.into()) {
-        Err(LoadError::ModelFault(panic)) => Err(TestCaseError::fail(format!("{name} panicked while loading: {panic}"))),
+        Err(LoadError::ModelFault(panic)) => {
+            Err(TestCaseError::fail(format!("{name} panicked while loading: {panic}")))
+        }
         Err(_) => Ok(()),
         Ok(model) => match model.run(&batch_of(name).slice(0, 3)) {
             Err(crate::RunError::ModelFault(panic)) => Err(TestCaseError::fail(format!("{name} panicked: {panic}"))),

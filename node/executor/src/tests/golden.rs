@@ -60,7 +60,8 @@ impl Pack {
     }
 
     fn tensor(&self, entry: &serde_json::Value) -> (String, HostTensor) {
-        let dims: Dims = entry["shape"].as_array().unwrap().iter().map(|size| size.as_u64().unwrap() as usize).collect();
+        let dims: Dims =
+            entry["shape"].as_array().unwrap().iter().map(|size| size.as_u64().unwrap() as usize).collect();
         macro_rules! numbers {
             ($T:ty) => {
                 self.bytes(entry).as_chunks().0.iter().map(|chunk| <$T>::from_le_bytes(*chunk)).collect()
@@ -82,7 +83,8 @@ impl Pack {
     }
 }
 
-/// The rows of a golden as a user's batch: one column for each feature where the model has one matrix, else one for each input.
+/// The rows of a golden as a user's batch: one column for each feature where the model has one matrix, else one for
+/// each input.
 pub(super) fn batch_of(name: &str) -> RecordBatch {
     let pack = Pack::read(name);
     super::models::batch(pack.tensors(&pack.header["inputs"]))

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use arrow_array::{
-    ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Float64Array, Int32Array, Int64Array, RecordBatch,
+    StringArray,
 };
 use arrow_schema::Field;
 use bytes::Bytes;
 use prost::Message;
 
 use crate::onnx::proto::{
-    AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
-    TensorTypeProto, TypeProto, ValueInfoProto,
+    AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 use crate::value::{Data, HostTensor};
 
@@ -48,7 +49,8 @@ pub(super) fn model(
     initializers: Vec<TensorProto>,
 ) -> Bytes {
     let import = |domain: &str, version| OperatorSetIdProto { domain: domain.to_owned(), version };
-    let graph = GraphProto { node: nodes, initializer: initializers, input: inputs, output: outputs, ..Default::default() };
+    let graph =
+        GraphProto { node: nodes, initializer: initializers, input: inputs, output: outputs, ..Default::default() };
     let opset_import = vec![import("", 17), import("ai.onnx.ml", 3)];
     ModelProto { graph: Some(graph), opset_import, ..Default::default() }.encode_to_vec().into()
 }

@@ -47,7 +47,8 @@ fn columns_of_any_number_type_become_features_in_order() {
 #[test]
 fn the_signature_has_the_models_own_names() {
     let model = golden::model("xgboost_classifier");
-    let spec = |name: &str, datatype, shape: &[i64]| TensorSpec { name: name.to_owned(), datatype, shape: shape.to_vec() };
+    let spec =
+        |name: &str, datatype, shape: &[i64]| TensorSpec { name: name.to_owned(), datatype, shape: shape.to_vec() };
     let inputs = vec![spec("features", DataType::Fp32, &[-1, 12])];
     let outputs = vec![spec("label", DataType::Int64, &[-1]), spec("probabilities", DataType::Fp32, &[-1, 2])];
     assert_eq!(*model.signature(), Signature { inputs, outputs });
@@ -95,7 +96,11 @@ fn no_rows_give_no_rows_with_the_same_columns() {
     for name in golden::MODELS {
         let (model, batch) = (golden::model(name), golden::batch_of(name));
         let answer = model.run(&batch.slice(0, 0)).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!((answer.num_rows(), answer.schema()), (0, model.run(&batch.slice(0, 2)).unwrap().schema()), "{name}");
+        assert_eq!(
+            (answer.num_rows(), answer.schema()),
+            (0, model.run(&batch.slice(0, 2)).unwrap().schema()),
+            "{name}"
+        );
     }
 }
 
