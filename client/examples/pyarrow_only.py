@@ -3,11 +3,9 @@ import datetime
 import json
 import os
 
-import pyarrow as pa
-import pyarrow.flight as flight
+from pyarrow import flight, record_batch
 
 client = flight.connect("grpc://" + os.environ.get("CAIRN_NODE", "127.0.0.1:7700"))
-now = pa.array([datetime.datetime.now(datetime.timezone.utc)], pa.timestamp("us", tz="UTC"))
 
 
 def exchange(rows, **command):
@@ -18,13 +16,15 @@ def exchange(rows, **command):
         return reader.read_chunk().data.to_pylist()
 
 
-weather = pa.record_batch({"origin": ["JFK"], "event_timestamp": now, "temp": [41.0], "wind_speed": [9.2]})
-put = flight.FlightDescriptor.for_command(json.dumps({"op": "ingest", "feature_view": "weather"}).encode())
-writer, replies = client.do_put(put, weather.schema)
-writer.write_batch(weather)
+plane = {"tailnum": ["N318JB"], "event_timestamp": [datetime.datetime.now(datetime.timezone.utc)], "built": [2015.0]}
+plane |= {"engines": [2], "seats": [200], "type": ["Fixed wing multi engine"], "manufacturer": ["AIRBUS"]}
+plane = record_batch(plane | {"model": ["A321-231"]})
+put = flight.FlightDescriptor.for_command(json.dumps({"op": "ingest", "feature_view": "plane_facts"}).encode())
+writer, replies = client.do_put(put, plane.schema)
+writer.write_batch(plane)
 print("ingested", reply := json.loads(replies.read().to_pybytes()))
 read = {"level": "session", "token": reply["token"]}  # see what was just written, on any node
-print("read", exchange(weather.select(["origin"]), op="get_online_features", features=["weather:temp"], read=read))
+print("read", exchange(plane.select(["tailnum"]), op="get_online_features", features=["plane_facts:model"], read=read))
 trip = {"carrier": ["B6"], "origin": ["JFK"], "dest": ["BOS"], "tailnum": ["N318JB"], "distance": [187.0]}
 trip |= {"scheduled_minutes": [75.0], "local_hour": [17.5], "weekday": [4.0]}
-print("predicted", exchange(pa.record_batch(trip), op="predict", deployment="flight_delay", read=read))
+print("predicted", exchange(record_batch(trip), op="predict", deployment="flight_delay", read=read))

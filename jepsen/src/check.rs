@@ -5,6 +5,7 @@ use crate::workload::{self, MODEL, PROJECT, Row, Told};
 use cairn_client::local::LocalCluster;
 use cairn_client::{Client, Options, read};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 /// Rows asked for at a time.
@@ -18,7 +19,7 @@ pub async fn all(cluster: &LocalCluster, told: &Told) -> Result<Vec<String>> {
         let client = Client::with_options(&node.address, options).await?;
         rows(&client, &node.name, told, &mut found).await?;
         aliases(&client, &node.name, told, &mut found).await?;
-        artifacts(&client, &node.name, told, &mut found).await?;
+        artifacts(&client, cluster.folder(), &node.name, told, &mut found).await?;
     }
     Ok(found)
 }
@@ -66,12 +67,18 @@ async fn aliases(client: &Client, node: &str, told: &Told, found: &mut Vec<Strin
     for (pair, count) in acknowledged {
         let kept = counted.get(&pair).copied().unwrap_or(0);
         if kept < count {
-            found.push(format!("{node}: {count} moves {} to {} were acknowledged, the history has {kept}", pair.0, pair.1));
+            found.push(format!(
+                "{node}: {count} moves {} to {} were acknowledged, the history has {kept}",
+                pair.0, pair.1
+            ));
         }
     }
     let most = told.moves_ok.len() + told.moves_unknown;
     if moves.len() > most {
-        found.push(format!("{node}: {} moves happened, but only {most} were asked for: one happened twice", moves.len()));
+        found.push(format!(
+            "{node}: {} moves happened, but only {most} were asked for: one happened twice",
+            moves.len()
+        ));
     }
     if workload::current(client).await != Some(at) {
         found.push(format!("{node}: the alias does not point where its history ends, at {at}"));
@@ -79,11 +86,12 @@ async fn aliases(client: &Client, node: &str, told: &Told, found: &mut Vec<Strin
     Ok(())
 }
 
-async fn artifacts(client: &Client, node: &str, told: &Told, found: &mut Vec<String>) -> Result<()> {
+async fn artifacts(client: &Client, folder: &Path, node: &str, told: &Told, found: &mut Vec<String>) -> Result<()> {
     for (root, bytes) in &told.artifacts_ok {
-        match client.download_bytes(root).await {
-            Ok(got) if got == *bytes => {}
-            Ok(got) => found.push(format!("{node}: artifact {root} is {} other bytes", got.len())),
+        let file = folder.join("downloaded");
+        match client.download_file(root, &file, None).await {
+            Ok(_) if std::fs::read(&file)? == *bytes => {}
+            Ok(size) => found.push(format!("{node}: artifact {root} is {size} other bytes")),
             Err(error) => found.push(format!("{node}: artifact {root}: {error}")),
         }
     }

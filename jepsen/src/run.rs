@@ -37,7 +37,10 @@ impl Verdict {
         let rows = self.told.rows_ok.len();
         let least = self.plan.kills * 16;
         if self.plan.kills == 0 || rows < least {
-            return Some(format!("{rows} rows acknowledged over {} kills; at least {least} are needed", self.plan.kills));
+            return Some(format!(
+                "{rows} rows acknowledged over {} kills; at least {least} are needed",
+                self.plan.kills
+            ));
         }
         if self.told.moves_ok.is_empty() || self.told.artifacts_ok.is_empty() {
             return Some("no alias move or no artifact was acknowledged".to_owned());

@@ -121,7 +121,8 @@ fn batch(rows: &[Row]) -> RecordBatch {
         ("nonce", column(|row| row.nonce)),
         ("twin", column(|row| -row.nonce)),
     ];
-    RecordBatch::try_from_iter(columns).unwrap_or_else(|_| RecordBatch::new_empty(Arc::new(arrow_schema::Schema::empty())))
+    RecordBatch::try_from_iter(columns)
+        .unwrap_or_else(|_| RecordBatch::new_empty(Arc::new(arrow_schema::Schema::empty())))
 }
 
 /// Moves the alias back and forth by compare-and-set until told to stop.
@@ -184,7 +185,8 @@ pub async fn upload(client: Client, seed: u64, stop: Arc<AtomicBool>) -> Told {
 
 /// The nonce and twin columns of a read.
 pub fn nonces(batch: &RecordBatch) -> Vec<Option<(i64, i64)>> {
-    let column = |name: &str| batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<Int64Array>());
+    let column =
+        |name: &str| batch.column_by_name(name).and_then(|column| column.as_any().downcast_ref::<Int64Array>());
     match (column("nonce"), column("twin")) {
         (Some(nonce), Some(twin)) => (0..batch.num_rows())
             .map(|row| (!nonce.is_null(row) && !twin.is_null(row)).then(|| (nonce.value(row), twin.value(row))))
@@ -198,5 +200,6 @@ pub fn questions(rows: &[Row]) -> RecordBatch {
     let keys = Int64Array::from_iter_values(rows.iter().map(|row| row.thing_id));
     let times = TimestampMicrosecondArray::from_iter_values(rows.iter().map(|row| row.event_us)).with_timezone("UTC");
     let columns: [(&str, ArrayRef); 2] = [("thing_id", Arc::new(keys)), ("event_timestamp", Arc::new(times))];
-    RecordBatch::try_from_iter(columns).unwrap_or_else(|_| RecordBatch::new_empty(Arc::new(arrow_schema::Schema::empty())))
+    RecordBatch::try_from_iter(columns)
+        .unwrap_or_else(|_| RecordBatch::new_empty(Arc::new(arrow_schema::Schema::empty())))
 }

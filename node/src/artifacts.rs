@@ -84,7 +84,12 @@ pub fn read(store: Arc<BlobStore>, root: Root, offset: u64) -> Pieces {
 /// # Errors
 /// `ReadOnly` on a full disk; `InvalidArgument` when `expected` or `size` do not fit; `Unavailable` when too few nodes
 /// could be reached, after which the same upload may be sent again.
-pub async fn store(node: &Arc<Node>, mut pieces: Pieces, expected: Option<Root>, size: Option<u64>) -> Result<BlobInfo> {
+pub async fn store(
+    node: &Arc<Node>,
+    mut pieces: Pieces,
+    expected: Option<Root>,
+    size: Option<u64>,
+) -> Result<BlobInfo> {
     node.writes.check()?;
     let blobs = Arc::clone(&node.blobs);
     let work = move || {
@@ -98,7 +103,8 @@ pub async fn store(node: &Arc<Node>, mut pieces: Pieces, expected: Option<Root>,
         if let Some(size) = size
             && writer.size() != size
         {
-            let message = format!("the upload ended after {} bytes of the {size} it announced; send it again", writer.size());
+            let message =
+                format!("the upload ended after {} bytes of the {size} it announced; send it again", writer.size());
             return Err(PeerError::InvalidArgument(message));
         }
         Ok(writer.finish()?)
@@ -192,7 +198,8 @@ pub async fn read_whole(node: &Arc<Node>, root: Root) -> Result<Bytes> {
     fetch(node, root).await?;
     let size = node.blobs.get(&root)?.size;
     if size > MODEL_BYTES_MAX {
-        let message = format!("artifact `{}` of {size} bytes is over the limit of {MODEL_BYTES_MAX} for a model", hex(&root));
+        let message =
+            format!("artifact `{}` of {size} bytes is over the limit of {MODEL_BYTES_MAX} for a model", hex(&root));
         return Err(Error::new(ErrorKind::TooLarge, message));
     }
     let mut pieces = read(Arc::clone(&node.blobs), root, 0);

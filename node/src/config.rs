@@ -104,7 +104,9 @@ impl NodeConfig {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         let name = args.name.or(file.name);
         if let Some(name) = &name
-            && (name.is_empty() || name.len() > 128 || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)))
+            && (name.is_empty()
+                || name.len() > 128
+                || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)))
         {
             return Err(format!("`name` {name:?} must be 1 to 128 letters, digits, `.`, `_` or `-`"));
         }

@@ -53,11 +53,7 @@ macro_rules! from_kinded {
     )*};
 }
 
-from_kinded!(
-    cairn_storage::Error,
-    cairn_consensus::Error,
-    cairn_query::Error
-);
+from_kinded!(cairn_storage::Error, cairn_consensus::Error, cairn_query::Error);
 
 impl From<LoadError> for Error {
     fn from(error: LoadError) -> Self {

@@ -47,7 +47,10 @@ pub fn plan(
     full_names: bool,
 ) -> Result<Arc<FeaturePlan>> {
     let service = service.as_ref().map(|name| (name.clone(), None));
-    compile(node, PlanKey { project: project.to_owned(), catalog_version: 0, service, features: features.clone(), full_names })
+    compile(
+        node,
+        PlanKey { project: project.to_owned(), catalog_version: 0, service, features: features.clone(), full_names },
+    )
 }
 
 /// The plan of one version of a service: what a model version reads.
@@ -56,7 +59,10 @@ pub fn plan(
 /// `NotFound` for an unknown name or version.
 pub fn service_plan(node: &Node, project: &str, service: &str, version: u32) -> Result<Arc<FeaturePlan>> {
     let service = Some((service.to_owned(), Some(version)));
-    compile(node, PlanKey { project: project.to_owned(), catalog_version: 0, service, features: None, full_names: false })
+    compile(
+        node,
+        PlanKey { project: project.to_owned(), catalog_version: 0, service, features: None, full_names: false },
+    )
 }
 
 fn compile(node: &Node, mut key: PlanKey) -> Result<Arc<FeaturePlan>> {
@@ -68,7 +74,9 @@ fn compile(node: &Node, mut key: PlanKey) -> Result<Arc<FeaturePlan>> {
     let request = match (&key.service, &key.features) {
         (Some((name, version)), None) => Request::Service { name: name.clone(), version: *version },
         (None, Some(features)) => Request::Features(features.clone()),
-        (None, None) => return Err(Error::invalid("name a `feature_service`, or `features` such as [\"view:feature\"]")),
+        (None, None) => {
+            return Err(Error::invalid("name a `feature_service`, or `features` such as [\"view:feature\"]"));
+        }
         (Some(_), Some(_)) => return Err(Error::invalid("name a `feature_service` or `features`, not both")),
     };
     let plan = Arc::new(FeaturePlan::compile(&catalog, &key.project, &request, key.full_names)?);
@@ -94,14 +102,18 @@ pub async fn read(
     let started = std::time::Instant::now();
     let reply = node.ensure(&ask.read, 1..=node.shard_count()).await?;
     let at = ReadAt { now_us: now_us(), as_of_us: ask.as_of.map(|at| at.0), known_us: ask.known_as_of.map(|at| at.0) };
-    let answer = read_plan(node, plan, at, rows, OnlineOptions { statuses: ask.statuses, ..OnlineOptions::default() }).await?;
+    let answer =
+        read_plan(node, plan, at, rows, OnlineOptions { statuses: ask.statuses, ..OnlineOptions::default() }).await?;
     node.metrics.online_read(rows.num_rows(), started.elapsed());
     Ok((answer, reply))
 }
 
 pub fn check_rows(rows: &RecordBatch) -> Result<()> {
     if rows.num_rows() > ENTITY_ROWS_MAX {
-        let message = format!("a batch of {} entity rows is over the limit of {ENTITY_ROWS_MAX}; send smaller batches", rows.num_rows());
+        let message = format!(
+            "a batch of {} entity rows is over the limit of {ENTITY_ROWS_MAX}; send smaller batches",
+            rows.num_rows()
+        );
         return Err(Error::new(cairn_proto::ErrorKind::TooLarge, message));
     }
     Ok(())

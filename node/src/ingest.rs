@@ -50,10 +50,16 @@ impl Target {
             (Some(producer), Some(sequence)) if !producer.is_empty() && producer.len() <= PRODUCER_BYTES_MAX => {
                 Some((producer.clone(), sequence))
             }
-            (Some(_), Some(_)) => return Err(Error::invalid(format!("`producer` must be 1 to {PRODUCER_BYTES_MAX} bytes"))),
+            (Some(_), Some(_)) => {
+                return Err(Error::invalid(format!("`producer` must be 1 to {PRODUCER_BYTES_MAX} bytes")));
+            }
             (None, None) => None,
-            (Some(_), None) => return Err(Error::invalid("`producer` needs a `sequence`: together they make ingest exactly-once")),
-            (None, Some(_)) => return Err(Error::invalid("`sequence` needs a `producer`: together they make ingest exactly-once")),
+            (Some(_), None) => {
+                return Err(Error::invalid("`producer` needs a `sequence`: together they make ingest exactly-once"));
+            }
+            (None, Some(_)) => {
+                return Err(Error::invalid("`sequence` needs a `producer`: together they make ingest exactly-once"));
+            }
         };
         let catalog = node.meta.catalog();
         let project = catalog.project(&ask.project)?;
@@ -121,7 +127,10 @@ impl Target {
     /// `InvalidArgument` when a column is missing, unknown or of the wrong type; `TooLarge` over a limit.
     pub fn prepare(&self, batch: &RecordBatch, slot_shard: &dyn Fn(u16) -> u32, shards: u32) -> Result<Prepared> {
         if batch.num_rows() > BATCH_ROWS_MAX {
-            let message = format!("a batch of {} rows is over the limit of {BATCH_ROWS_MAX}; send smaller batches", batch.num_rows());
+            let message = format!(
+                "a batch of {} rows is over the limit of {BATCH_ROWS_MAX}; send smaller batches",
+                batch.num_rows()
+            );
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         self.refuse_strangers(batch)?;
@@ -130,7 +139,8 @@ impl Target {
             self.join_keys.iter().map(|key| self.column(batch, &key.name, what)).collect::<Result<_>>()?;
         let keys = EntityKeys::encode(&self.join_keys, &keys)?;
         let event = times(&self.column(batch, EVENT_TIMESTAMP, "the event time")?, EVENT_TIMESTAMP)?;
-        let created = batch.column_by_name(CREATED_TIMESTAMP).map(|column| times(column, CREATED_TIMESTAMP)).transpose()?;
+        let created =
+            batch.column_by_name(CREATED_TIMESTAMP).map(|column| times(column, CREATED_TIMESTAMP)).transpose()?;
         let features: Vec<ArrayRef> = self
             .schema
             .fields()
@@ -148,7 +158,10 @@ impl Target {
                 continue;
             };
             if key.len() > ENTITY_KEY_BYTES_MAX {
-                prepared.reject(row, &format!("the entity key is {} bytes, over the limit of {ENTITY_KEY_BYTES_MAX}", key.len()));
+                prepared.reject(
+                    row,
+                    &format!("the entity key is {} bytes, over the limit of {ENTITY_KEY_BYTES_MAX}", key.len()),
+                );
                 continue;
             }
             if event.is_null(row) {
@@ -174,11 +187,14 @@ impl Target {
             block.push(key, event_us, created_us, &packed);
         }
         for (shard, block) in (1u32..).zip(blocks) {
-            if block.len() == 0 {
+            if block.is_empty() {
                 continue;
             }
             if block.bytes_len() > BLOCK_BYTES_MAX {
-                let message = format!("a batch of {} bytes for one shard is over the limit of {BLOCK_BYTES_MAX}; send smaller batches", block.bytes_len());
+                let message = format!(
+                    "a batch of {} bytes for one shard is over the limit of {BLOCK_BYTES_MAX}; send smaller batches",
+                    block.bytes_len()
+                );
                 return Err(Error::new(ErrorKind::TooLarge, message));
             }
             let rows = u32::try_from(block.len()).unwrap_or(u32::MAX);
@@ -193,15 +209,21 @@ impl Target {
     /// The first shard's failure; the other shards' parts may have been applied, and a retry with the same producer
     /// and sequence applies the missing ones only.
     pub async fn commit(&self, node: &Node, prepared: Prepared, ordinal: u64, deadline: Instant) -> Result<Ingested> {
-        let mut done = Ingested { rows_rejected: prepared.rejected, rejections: prepared.rejections, ..Ingested::default() };
+        let mut done =
+            Ingested { rows_rejected: prepared.rejected, rejections: prepared.rejections, ..Ingested::default() };
         let (producer, sequence) = match &self.producer {
             Some((producer, sequence)) => (producer.clone(), sequence.saturating_add(ordinal)),
             None => (String::new(), 0),
         };
         let idempotent = self.producer.is_some();
         let proposals = prepared.blocks.into_iter().map(|(shard, row_count, rows)| {
-            let upsert =
-                record::UpsertRows { storage_id: self.storage_id, producer: producer.clone(), sequence, rows, row_count };
+            let upsert = record::UpsertRows {
+                storage_id: self.storage_id,
+                producer: producer.clone(),
+                sequence,
+                rows,
+                row_count,
+            };
             let command = record::ShardCommand {
                 version: COMMAND_VERSION,
                 proposed_at_us: now_us(),
@@ -253,20 +275,26 @@ pub fn times(column: &ArrayRef, name: &str) -> Result<TimestampMicrosecondArray>
         if matches!(column.data_type(), DataType::Null) {
             return Ok(TimestampMicrosecondArray::new_null(column.len()));
         }
-        let message = format!("column `{name}` is {}; it must be an Arrow timestamp (any unit; without zone = UTC)", column.data_type());
+        let message = format!(
+            "column `{name}` is {}; it must be an Arrow timestamp (any unit; without zone = UTC)",
+            column.data_type()
+        );
         return Err(Error::invalid(message));
     };
     if *unit == TimeUnit::Nanosecond {
         let nanos = column.as_any().downcast_ref::<arrow_array::TimestampNanosecondArray>();
         if let Some(row) = nanos.and_then(|nanos| nanos.iter().position(|at| at.is_some_and(|at| at % 1000 != 0))) {
-            return Err(Error::invalid(format!("column `{name}`, row {row}: finer than a microsecond, which Cairn does not keep")));
+            return Err(Error::invalid(format!(
+                "column `{name}`, row {row}: finer than a microsecond, which Cairn does not keep"
+            )));
         }
     }
     let wanted = DataType::Timestamp(TimeUnit::Microsecond, None);
     let options = CastOptions { safe: false, ..CastOptions::default() };
     // Dropping the zone keeps the instant: Arrow stores zoned timestamps in UTC.
     let plain = strip_zone(column, *unit)?;
-    let cast = cast_with_options(&plain, &wanted, &options).map_err(|error| Error::invalid(format!("column `{name}`: {error}")))?;
+    let cast = cast_with_options(&plain, &wanted, &options)
+        .map_err(|error| Error::invalid(format!("column `{name}`: {error}")))?;
     cast.as_any()
         .downcast_ref::<TimestampMicrosecondArray>()
         .cloned()

@@ -12,18 +12,18 @@
 //! Not here: Raft (`cairn-consensus`), what is on disk (`cairn-storage`), joins and SQL (`cairn-query`), models
 //! (`cairn-executor`).
 
+pub mod api;
+pub mod artifacts;
+pub mod clock;
 pub mod config;
+pub mod definitions;
+pub mod error;
+pub mod features;
+pub mod ingest;
+pub mod meta_write;
+pub mod metrics;
+pub mod node;
+pub mod predict;
 pub mod server;
 pub mod stores;
-pub mod node;
-pub mod definitions;
-pub mod ingest;
-pub mod features;
-pub mod predict;
-pub mod meta_write;
-pub mod artifacts;
 pub mod writes;
-pub mod metrics;
-pub mod clock;
-pub mod error;
-pub mod api;

@@ -18,7 +18,9 @@ struct Histogram {
 impl Histogram {
     fn record(&self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        if let Some(bucket) = BUCKETS_US.iter().zip(&self.buckets).find(|(bound, _)| us <= **bound).map(|(_, bucket)| bucket) {
+        if let Some(bucket) =
+            BUCKETS_US.iter().zip(&self.buckets).find(|(bound, _)| us <= **bound).map(|(_, bucket)| bucket)
+        {
             bucket.fetch_add(1, Ordering::Relaxed);
         }
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -71,7 +73,8 @@ impl Metrics {
         let mut out = String::new();
         let _ = writeln!(out, "# TYPE cairn_ingest_rows_total counter");
         for ((outcome, _), counter) in crate::ingest::counts(&Ingested::default()).iter().zip(&self.ingest_rows) {
-            let _ = writeln!(out, "cairn_ingest_rows_total{{outcome=\"{outcome}\"}} {}", counter.load(Ordering::Relaxed));
+            let _ =
+                writeln!(out, "cairn_ingest_rows_total{{outcome=\"{outcome}\"}} {}", counter.load(Ordering::Relaxed));
         }
         let _ = writeln!(out, "# TYPE cairn_online_features_rows_total counter");
         let _ = writeln!(out, "cairn_online_features_rows_total {}", self.online_rows.load(Ordering::Relaxed));

@@ -85,7 +85,9 @@ impl Node {
     /// `Overloaded` when all are taken.
     pub fn admit_stream(&self) -> Result<OwnedSemaphorePermit> {
         Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
-            let message = format!("{STREAMS_MAX} streams are open, the limit of this node; try again in a second or use another node");
+            let message = format!(
+                "{STREAMS_MAX} streams are open, the limit of this node; try again in a second or use another node"
+            );
             Error::new(ErrorKind::Overloaded, message)
         })
     }
@@ -98,7 +100,10 @@ impl Node {
         let place = tokio::time::timeout(READ_TIMEOUT, Arc::clone(&self.joins).acquire_owned()).await;
         match place {
             Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Error::new(ErrorKind::Overloaded, format!("{JOINS_MAX} historical joins are running; try again later"))),
+            _ => Err(Error::new(
+                ErrorKind::Overloaded,
+                format!("{JOINS_MAX} historical joins are running; try again later"),
+            )),
         }
     }
 
@@ -106,7 +111,9 @@ impl Node {
     pub fn client_addresses(&self) -> Vec<String> {
         let mut addresses = vec![self.client_address.clone()];
         let catalog = self.meta.catalog();
-        addresses.extend(catalog.nodes().filter(|node| node.id != self.cluster.node_id()).map(|node| node.client_address.clone()));
+        addresses.extend(
+            catalog.nodes().filter(|node| node.id != self.cluster.node_id()).map(|node| node.client_address.clone()),
+        );
         addresses
     }
 

@@ -35,15 +35,17 @@ impl Served {
         let (version, arm) = match (&ask.deployment, &ask.model) {
             (Some(name), None) => {
                 if ask.version.is_some() || ask.alias.is_some() {
-                    return Err(Error::invalid("a deployment decides the version itself; name a `model` to choose one"));
+                    return Err(Error::invalid(
+                        "a deployment decides the version itself; name a `model` to choose one",
+                    ));
                 }
                 let deployment = project.deployment(name)?;
                 let champion = deployment.champion.clone().unwrap_or_default();
                 let version = match champion.alias.as_str() {
                     "" => project.model_version(&deployment.model, champion.version)?,
-                    alias => project.alias(&deployment.model, alias).map_err(|error| {
-                        Error::new(error.kind(), format!("deployment `{name}`: {error}"))
-                    })?,
+                    alias => project
+                        .alias(&deployment.model, alias)
+                        .map_err(|error| Error::new(error.kind(), format!("deployment `{name}`: {error}")))?,
                 };
                 (version, "champion")
             }
@@ -59,10 +61,14 @@ impl Served {
         };
         let version = Arc::clone(version);
         if version.feature_service.is_empty() {
-            let message = format!("model version `{}@{}` was registered without a feature service, so keys cannot be turned into its inputs; register it with --service", version.model, version.version);
+            let message = format!(
+                "model version `{}@{}` was registered without a feature service, so keys cannot be turned into its inputs; register it with --service",
+                version.model, version.version
+            );
             return Err(Error::invalid(message));
         }
-        let plan = features::service_plan(node, &ask.project, &version.feature_service, version.feature_service_version)?;
+        let plan =
+            features::service_plan(node, &ask.project, &version.feature_service, version.feature_service_version)?;
         let model = load(node, &version).await?;
         Ok(Self { version, plan, model, arm })
     }
@@ -71,11 +77,17 @@ impl Served {
     ///
     /// # Errors
     /// As [`features::read`], and what the executor refuses.
-    pub async fn predict(&self, node: &Arc<Node>, ask: &Predict, rows: &RecordBatch) -> Result<(RecordBatch, ReadReply)> {
+    pub async fn predict(
+        &self,
+        node: &Arc<Node>,
+        ask: &Predict,
+        rows: &RecordBatch,
+    ) -> Result<(RecordBatch, ReadReply)> {
         features::check_rows(rows)?;
         let started = std::time::Instant::now();
         let mut reply = node.ensure(&ask.read, 1..=node.shard_count()).await?;
-        let at = ReadAt { now_us: now_us(), as_of_us: ask.as_of.map(|at| at.0), known_us: ask.known_as_of.map(|at| at.0) };
+        let at =
+            ReadAt { now_us: now_us(), as_of_us: ask.as_of.map(|at| at.0), known_us: ask.known_as_of.map(|at| at.0) };
         let values = features::read_plan(node, &self.plan, at, rows, OnlineOptions::default()).await?;
         // The answer begins with the required columns; the model reads the features behind them.
         let features: Vec<usize> = (self.plan.required_columns().len()..values.num_columns()).collect();
@@ -101,15 +113,16 @@ impl Served {
 fn beside(values: &RecordBatch, answer: &RecordBatch) -> Result<RecordBatch> {
     let fields: Vec<_> = values.schema_ref().fields().iter().chain(answer.schema_ref().fields()).cloned().collect();
     let columns = values.columns().iter().chain(answer.columns()).cloned().collect();
-    RecordBatch::try_new(Arc::new(arrow_schema::Schema::new(fields)), columns).map_err(|error| Error::internal(error.to_string()))
+    RecordBatch::try_new(Arc::new(arrow_schema::Schema::new(fields)), columns)
+        .map_err(|error| Error::internal(error.to_string()))
 }
 
 /// The model of a version, from the cache or from its artifact.
 async fn load(node: &Arc<Node>, version: &record::ModelVersion) -> Result<Arc<Model>> {
     let artifact = version.artifact.as_ref();
-    let root: [u8; 32] = artifact
-        .and_then(|artifact| artifact.root.as_ref().try_into().ok())
-        .ok_or_else(|| Error::internal(format!("model version `{}@{}` names no artifact", version.model, version.version)))?;
+    let root: [u8; 32] = artifact.and_then(|artifact| artifact.root.as_ref().try_into().ok()).ok_or_else(|| {
+        Error::internal(format!("model version `{}@{}` names no artifact", version.model, version.version))
+    })?;
     if let Some(model) = node.executor.get(&root) {
         return Ok(model);
     }

@@ -58,11 +58,16 @@ pub enum Error {
 /// What kept it from starting, or the failure (a failed fsync, a state machine that had to stop) that ended it.
 pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
     tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "starting");
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|source| Error::Listen { address: config.listen, what: "client port", source })?;
-    let peer_listener = std::net::TcpListener::bind(config.peer_listen)
-        .map_err(|source| Error::Listen { address: config.peer_listen, what: "peer port", source })?;
+    let listener = TcpListener::bind(config.listen).await.map_err(|source| Error::Listen {
+        address: config.listen,
+        what: "client port",
+        source,
+    })?;
+    let peer_listener = std::net::TcpListener::bind(config.peer_listen).map_err(|source| Error::Listen {
+        address: config.peer_listen,
+        what: "peer port",
+        source,
+    })?;
     let node = start(config, &listener, peer_listener).await?;
     let mut failure = node.cluster.failure();
     let gate = node.writes.watch(node.config.data_dir.clone(), node.config.disk_reserve_bytes);
@@ -100,12 +105,17 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
 }
 
 /// Opens everything and takes part in the cluster.
-async fn start(config: NodeConfig, listener: &TcpListener, peer_listener: std::net::TcpListener) -> Result<Arc<Node>, Error> {
+async fn start(
+    config: NodeConfig,
+    listener: &TcpListener,
+    peer_listener: std::net::TcpListener,
+) -> Result<Arc<Node>, Error> {
     let local = |address: std::io::Result<std::net::SocketAddr>, fallback: std::net::SocketAddr| {
         address.unwrap_or(fallback).to_string()
     };
     let client_address = config.advertise.clone().unwrap_or_else(|| local(listener.local_addr(), config.listen));
-    let peer_address = config.peer_advertise.clone().unwrap_or_else(|| local(peer_listener.local_addr(), config.peer_listen));
+    let peer_address =
+        config.peer_advertise.clone().unwrap_or_else(|| local(peer_listener.local_addr(), config.peer_listen));
     let stores = Stores::new(&config.data_dir, config.cache_bytes);
     let options = Options {
         data_dir: config.data_dir.clone(),
@@ -137,7 +147,9 @@ async fn start(config: NodeConfig, listener: &TcpListener, peer_listener: std::n
         }
         if tokio::time::Instant::now() > deadline {
             let seconds = FIRST_ENTRY.as_secs();
-            return Err(Error::Stopped(format!("the cluster's first entry did not arrive within {seconds} s; is a quorum of it up?")));
+            return Err(Error::Stopped(format!(
+                "the cluster's first entry did not arrive within {seconds} s; is a quorum of it up?"
+            )));
         }
         tick.tick().await;
     };

@@ -97,7 +97,12 @@ impl Host for Stores {
 
 #[tonic::async_trait]
 impl BlobPeer for Stores {
-    async fn put(&self, root: [u8; 32], size: u64, data: mpsc::Receiver<Result<Bytes, PeerError>>) -> Result<u64, PeerError> {
+    async fn put(
+        &self,
+        root: [u8; 32],
+        size: u64,
+        data: mpsc::Receiver<Result<Bytes, PeerError>>,
+    ) -> Result<u64, PeerError> {
         self.peers()?.put(root, size, data).await
     }
 

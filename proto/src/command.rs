@@ -6,8 +6,8 @@
 //! assert!(matches!(Command::parse(text.as_bytes()).unwrap(), Command::Ingest(_)));
 //! ```
 
-use crate::time::Timestamp;
 use crate::DEFAULT_PROJECT;
+use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// What a Flight call asks for. Unknown fields are refused, so a typo is an error and not a default.

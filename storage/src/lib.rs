@@ -20,18 +20,18 @@
 //!
 //! Not here: Raft, networking, SQL, models.
 
-pub mod types;
-pub mod keys;
-pub mod row;
-pub mod block;
-pub mod replica;
-pub mod engine;
-pub mod shard;
-pub mod meta;
-pub mod catalog;
 pub mod blob;
+pub mod block;
+pub mod catalog;
+pub mod engine;
 pub mod error;
+pub mod keys;
+pub mod meta;
+pub mod replica;
+pub mod row;
+pub mod shard;
 #[cfg(test)]
 mod testing;
+pub mod types;
 
 pub use error::{Error, Fatal, Result};

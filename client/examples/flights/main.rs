@@ -362,8 +362,8 @@ async fn try_out(cluster: &Cluster) -> Result<()> {
          --as-of 2013-12-10T17:00:00Z"
     );
     println!(
-        "  curl -s http://{address}/get-online-features -H 'content-type: application/json' -d '{}'",
-        r#"{"features": ["plane_facts:model", "plane_facts:seats"], "entities": {"tailnum": ["N14228", "N24211"]}}"#
+        "  curl -s http://{address}/get-online-features -H 'content-type: application/json' -d '{{\"features\": \
+         [\"plane_facts:model\", \"plane_facts:seats\"], \"entities\": {{\"tailnum\": [\"N14228\", \"N24211\"]}}}}'"
     );
     println!("  CAIRN_NODE={address} python client/examples/pyarrow_only.py\n");
     println!("Ctrl-C stops it and removes its data.");

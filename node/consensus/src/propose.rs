@@ -66,7 +66,9 @@ pub(crate) async fn propose(
         match outcome.map_err(|error| unless_accepted(maybe_accepted, error))? {
             Attempt::Done(proposed) => return Ok(proposed),
             // A hint is followed once without a pause; two nodes that point at each other are slowed down.
-            Attempt::NotLeader(Some(leader)) if Some(leader) != target && attempt % 2 == 0 => hint = Some(leader),
+            Attempt::NotLeader(Some(leader)) if Some(leader) != target && attempt.is_multiple_of(2) => {
+                hint = Some(leader)
+            }
             Attempt::NotLeader(_) => {}
             Attempt::NotSent(reason) => why = reason,
             Attempt::Unknown(reason) if idempotent => {

@@ -77,14 +77,12 @@ impl Model {
     /// Answers each row of `input`.
     ///
     /// - a model with one input of two dimensions takes the columns in order: N rows of F features. Numbers, booleans
-    ///   and times become
-    ///   the model's type; a fixed-size list stands for as many features as it is long
+    ///   and times become the model's type; a fixed-size list stands for as many features as it is long
     /// - any other model finds each input as the column of that name; columns that no input names are ignored
     /// - a null is NaN where the model takes floating point numbers, and an error elsewhere
     /// - returns: N rows, one column for each output, named as in the model: a scalar for `[N]` and `[N, 1]`, else a
-    ///   fixed-size list.
-    ///   A map of classes (ZipMap) is a list in the order of the classes, which stand as JSON in the field's metadata
-    /// under `classes`
+    ///   fixed-size list. A map of classes (ZipMap) is a list in the order of the classes, which stand as JSON in the
+    ///   field's metadata under `classes`
     ///
     /// # Errors
     /// See [`RunError`]. The model stays as it was.

@@ -186,6 +186,8 @@ impl HostTensor {
 }
 
 /// A value that flows between steps. Converting between the two sides is free where memory allows it.
+// A device tensor is large, but stands in a handful of slots per run; a box would cost an allocation a step.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
     Host(Arc<HostTensor>),

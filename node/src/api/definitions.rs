@@ -76,13 +76,18 @@ async fn apply(node: &Arc<Node>, ask: &api::PlanRequest) -> Result<api::ApplyRep
             Err(error) => return Err(error),
         }
     }
-    Err(Error::new(ErrorKind::Conflict, format!("others applied definitions to project `{}` all the while; try again", ask.project)))
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!("others applied definitions to project `{}` all the while; try again", ask.project),
+    ))
 }
 
 fn make_plan(catalog: &Catalog, ask: &api::PlanRequest) -> Result<Plan> {
     definitions::parse::check_name(&ask.project, true).map_err(|why| Error::invalid(format!("project: {why}")))?;
     if ask.files.is_empty() {
-        return Err(Error::invalid("no definition files were sent; -f names a YAML file or a directory with *.yaml or *.yml files"));
+        return Err(Error::invalid(
+            "no definition files were sent; -f names a YAML file or a directory with *.yaml or *.yml files",
+        ));
     }
     let said = |problems: Vec<definitions::Problem>| {
         let more = problems.len().saturating_sub(PROBLEMS_MAX);

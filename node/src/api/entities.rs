@@ -3,10 +3,13 @@
 use crate::error::{Error, Result};
 use arrow_array::builder::{BinaryBuilder, BooleanBuilder, StringBuilder};
 use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type};
-use arrow_array::{ArrayRef, ArrowPrimitiveType, Date32Array, PrimitiveArray, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
+use arrow_array::{
+    ArrayRef, ArrowPrimitiveType, Date32Array, PrimitiveArray, RecordBatch, RecordBatchOptions,
+    TimestampMicrosecondArray,
+};
 use arrow_schema::{Field as ArrowField, Schema};
 use cairn_proto::command::EVENT_TIMESTAMP;
-use cairn_proto::record::v1::{Field, FeatureType, ValueKind};
+use cairn_proto::record::v1::{FeatureType, Field, ValueKind};
 use cairn_proto::time::Timestamp;
 use cairn_query::plan::FeaturePlan;
 use serde_json::{Map, Value};
@@ -25,7 +28,10 @@ pub fn from_json(plan: &FeaturePlan, entities: Option<&Map<String, Value>>) -> R
 fn rows(required: &[Field], entities: Option<&Map<String, Value>>) -> Result<RecordBatch> {
     let Some(entities) = entities else {
         let names: Vec<&str> = required.iter().map(|field| field.name.as_str()).collect();
-        return Err(Error::invalid(format!("`entities` is missing; send {{\"{}\": [...]}}", names.join("\": [...], \""))));
+        return Err(Error::invalid(format!(
+            "`entities` is missing; send {{\"{}\": [...]}}",
+            names.join("\": [...], \"")
+        )));
     };
     let mut length: Option<(usize, &str)> = None;
     let mut fields = Vec::new();
@@ -54,7 +60,8 @@ fn rows(required: &[Field], entities: Option<&Map<String, Value>>) -> Result<Rec
             Some(_) => {}
         }
         let kind = field.r#type.unwrap_or_default();
-        let column = column(&kind, values).map_err(|(row, why)| Error::invalid(format!("`entities`.`{name}`, row {row}: {why}")))?;
+        let column = column(&kind, values)
+            .map_err(|(row, why)| Error::invalid(format!("`entities`.`{name}`, row {row}: {why}")))?;
         fields.push(ArrowField::new(name, column.data_type().clone(), true));
         columns.push(column);
     }
@@ -67,7 +74,10 @@ type Bad = (usize, String);
 
 fn column(kind: &FeatureType, values: &[Value]) -> Result<ArrayRef, Bad> {
     if kind.list {
-        return Err((0, format!("{} values cannot be sent as JSON; use Arrow Flight", cairn_storage::types::type_name(kind))));
+        return Err((
+            0,
+            format!("{} values cannot be sent as JSON; use Arrow Flight", cairn_storage::types::type_name(kind)),
+        ));
     }
     Ok(match kind.kind() {
         ValueKind::Bool => {
@@ -126,7 +136,9 @@ fn column(kind: &FeatureType, values: &[Value]) -> Result<ArrayRef, Bad> {
             for (row, value) in values.iter().enumerate() {
                 days.push(match value {
                     Value::Null => None,
-                    Value::String(text) => Some(day(text).ok_or_else(|| (row, format!("`{text}` is not a date such as 2026-05-02")))?),
+                    Value::String(text) => {
+                        Some(day(text).ok_or_else(|| (row, format!("`{text}` is not a date such as 2026-05-02")))?)
+                    }
                     other => {
                         let days = integer(other).and_then(|days| i32::try_from(days).ok());
                         Some(days.ok_or_else(|| (row, format!("{other} is not a date")))?)
@@ -139,7 +151,11 @@ fn column(kind: &FeatureType, values: &[Value]) -> Result<ArrayRef, Bad> {
     })
 }
 
-fn numbers<T: ArrowPrimitiveType>(values: &[Value], name: &str, read: impl Fn(&Value) -> Option<T::Native>) -> Result<ArrayRef, Bad> {
+fn numbers<T: ArrowPrimitiveType>(
+    values: &[Value],
+    name: &str,
+    read: impl Fn(&Value) -> Option<T::Native>,
+) -> Result<ArrayRef, Bad> {
     let mut out = Vec::with_capacity(values.len());
     for (row, value) in values.iter().enumerate() {
         out.push(match value {

@@ -3,9 +3,9 @@
 use super::flight::blocking;
 use super::wire::{self, Encoder};
 use crate::error::{Error, Result};
+use crate::features;
 use crate::node::Node;
 use crate::predict::Served;
-use crate::features;
 use arrow_array::RecordBatch;
 use arrow_flight::FlightData;
 use arrow_flight::decode::DecodedPayload;
@@ -23,7 +23,12 @@ const SPINE_BYTES_MAX: usize = 4 << 30;
 type Sender = mpsc::Sender<Result<FlightData, Status>>;
 
 /// One batch of entity rows up, one batch of features down: same rows, same order.
-pub async fn online(node: &Arc<Node>, ask: &GetOnlineFeatures, mut upload: wire::Upload, replies: &Sender) -> Result<(), Status> {
+pub async fn online(
+    node: &Arc<Node>,
+    ask: &GetOnlineFeatures,
+    mut upload: wire::Upload,
+    replies: &Sender,
+) -> Result<(), Status> {
     let mut encoder = Encoder::default();
     // Compiled once a stream, and again only when the catalog has moved on.
     let mut plan = features::plan(node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
@@ -62,7 +67,12 @@ fn request_id(metadata: &[u8]) -> Option<String> {
 }
 
 /// A spine up, the training set down: one row a spine row, same order.
-pub async fn historical(node: &Arc<Node>, ask: &GetHistoricalFeatures, mut upload: wire::Upload, replies: &Sender) -> Result<(), Status> {
+pub async fn historical(
+    node: &Arc<Node>,
+    ask: &GetHistoricalFeatures,
+    mut upload: wire::Upload,
+    replies: &Sender,
+) -> Result<(), Status> {
     let plan = features::plan(node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
     let mut spine: Vec<RecordBatch> = Vec::new();
     let mut schema: Option<SchemaRef> = None;
@@ -126,7 +136,12 @@ pub async fn historical(node: &Arc<Node>, ask: &GetHistoricalFeatures, mut uploa
 }
 
 /// Entity rows up, predictions down.
-pub async fn predict(node: &Arc<Node>, ask: &Predict, mut upload: wire::Upload, replies: &Sender) -> Result<(), Status> {
+pub async fn predict(
+    node: &Arc<Node>,
+    ask: &Predict,
+    mut upload: wire::Upload,
+    replies: &Sender,
+) -> Result<(), Status> {
     let mut encoder = Encoder::default();
     let mut sent: Option<SchemaRef> = None;
     while let Some(message) = wire::next(&mut upload.messages).await? {

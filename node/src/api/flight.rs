@@ -43,7 +43,10 @@ impl FlightService for Flight {
         let permit = self.node.admit_stream()?;
         let upload = wire::open(request.into_inner()).await?;
         let Command::Ingest(ask) = wire::command(&upload.descriptor)? else {
-            return Err(Error::invalid("DoPut takes the command {\"op\":\"ingest\"}; reads go over DoExchange or DoGet").into());
+            return Err(Error::invalid(
+                "DoPut takes the command {\"op\":\"ingest\"}; reads go over DoExchange or DoGet",
+            )
+            .into());
         };
         let (replies, stream) = mpsc::channel(REPLIES_AHEAD);
         let node = Arc::clone(&self.node);
@@ -56,7 +59,10 @@ impl FlightService for Flight {
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
     }
 
-    async fn do_exchange(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoExchangeStream>, Status> {
+    async fn do_exchange(
+        &self,
+        request: Request<Streaming<FlightData>>,
+    ) -> Result<Response<Self::DoExchangeStream>, Status> {
         let permit = self.node.admit_stream()?;
         let upload = wire::open(request.into_inner()).await?;
         let (replies, stream) = mpsc::channel(REPLIES_AHEAD);
@@ -82,7 +88,13 @@ impl FlightService for Flight {
         let mut encoder = Encoder::default();
         let (batch, reply) = match command {
             Command::GetOnlineFeatures(ask) => {
-                let plan = features::plan(&self.node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
+                let plan = features::plan(
+                    &self.node,
+                    &ask.project,
+                    &ask.feature_service,
+                    &ask.features,
+                    ask.full_feature_names,
+                )?;
                 let rows = entities::from_json(&plan, ask.entities.as_ref())?;
                 features::read(&self.node, &plan, &ask, &rows).await?
             }
@@ -109,7 +121,8 @@ impl FlightService for Flight {
         // Every node answers for every shard: one endpoint each, this node first.
         let mut info = FlightInfo::new().with_descriptor(descriptor);
         for address in self.node.client_addresses() {
-            let endpoint = FlightEndpoint::new().with_ticket(ticket.clone()).with_location(format!("grpc+tcp://{address}"));
+            let endpoint =
+                FlightEndpoint::new().with_ticket(ticket.clone()).with_location(format!("grpc+tcp://{address}"));
             info = info.with_endpoint(endpoint);
         }
         let info = info.try_with_schema(&schema).map_err(|error| Error::internal(error.to_string()))?;
@@ -124,7 +137,10 @@ impl FlightService for Flight {
         Ok(Response::new(encoded.map_err(|error: arrow_schema::ArrowError| Error::internal(error.to_string()))?))
     }
 
-    async fn handshake(&self, _: Request<Streaming<HandshakeRequest>>) -> Result<Response<Self::HandshakeStream>, Status> {
+    async fn handshake(
+        &self,
+        _: Request<Streaming<HandshakeRequest>>,
+    ) -> Result<Response<Self::HandshakeStream>, Status> {
         Err(unsupported("handshakes; send requests at once"))
     }
 
@@ -154,11 +170,23 @@ impl Flight {
     async fn schema_of(&self, command: &Command) -> Result<arrow_schema::Schema> {
         match command {
             Command::GetOnlineFeatures(ask) => {
-                let plan = features::plan(&self.node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
+                let plan = features::plan(
+                    &self.node,
+                    &ask.project,
+                    &ask.feature_service,
+                    &ask.features,
+                    ask.full_feature_names,
+                )?;
                 Ok(plan.output_schema(ask.statuses)?.as_ref().clone())
             }
             Command::GetHistoricalFeatures(ask) => {
-                let plan = features::plan(&self.node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
+                let plan = features::plan(
+                    &self.node,
+                    &ask.project,
+                    &ask.feature_service,
+                    &ask.features,
+                    ask.full_feature_names,
+                )?;
                 Ok(plan.output_schema(ask.statuses)?.as_ref().clone())
             }
             Command::Ingest(ask) => Ok(Target::new(&self.node, ask)?.schema()),
@@ -192,7 +220,12 @@ async fn ingest(
 }
 
 /// Cuts batches by shard until the upload ends; its failure is passed on behind the batches before it.
-async fn prepare(node: &Arc<Node>, target: &Arc<Target>, mut upload: wire::Upload, batches: mpsc::Sender<Result<Prepared, Status>>) {
+async fn prepare(
+    node: &Arc<Node>,
+    target: &Arc<Target>,
+    mut upload: wire::Upload,
+    batches: mpsc::Sender<Result<Prepared, Status>>,
+) {
     loop {
         let prepared = match wire::next(&mut upload.messages).await {
             Ok(None) => return,

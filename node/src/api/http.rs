@@ -67,7 +67,8 @@ impl IntoResponse for Error {
 
 /// Reads a JSON body; what is wrong with it is said with line and column.
 fn body<T: serde::de::DeserializeOwned>(bytes: &Bytes) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| Error::invalid(format!("the request body is not understood: {error}")))
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::invalid(format!("the request body is not understood: {error}")))
 }
 
 async fn ready(State(node): App) -> Response {
@@ -186,7 +187,9 @@ fn value(column: &ArrayRef, row: usize) -> Result<Value> {
             let bytes = column.as_binary::<i32>().value(row);
             std::str::from_utf8(bytes).map_or_else(|_| json!(crate::predict::hex(bytes)), |text| json!(text))
         }
-        DataType::Timestamp(_, _) => json!(Timestamp(column.as_primitive::<t::TimestampMicrosecondType>().value(row)).to_string()),
+        DataType::Timestamp(_, _) => {
+            json!(Timestamp(column.as_primitive::<t::TimestampMicrosecondType>().value(row)).to_string())
+        }
         DataType::Date32 => {
             let days = column.as_primitive::<t::Date32Type>().value(row);
             let date = jiff::civil::date(1970, 1, 1).checked_add(jiff::Span::new().days(days));
@@ -230,9 +233,15 @@ struct InferOutput {
 fn ask_for(name: &str, version: Option<&str>, parameters: &Map<String, Value>) -> Result<Predict> {
     let text = |key: &str| parameters.get(key).and_then(Value::as_str).map(str::to_owned);
     let time = |key: &str| -> Result<Option<Timestamp>> {
-        parameters.get(key).map(|value| serde_json::from_value(value.clone())).transpose().map_err(|error| Error::invalid(format!("parameter `{key}`: {error}")))
+        parameters
+            .get(key)
+            .map(|value| serde_json::from_value(value.clone()))
+            .transpose()
+            .map_err(|error| Error::invalid(format!("parameter `{key}`: {error}")))
     };
-    let version = version.map(|text| text.parse::<u32>().map_err(|_| Error::invalid(format!("`{text}` is not a version number")))).transpose()?;
+    let version = version
+        .map(|text| text.parse::<u32>().map_err(|_| Error::invalid(format!("`{text}` is not a version number"))))
+        .transpose()?;
     Ok(Predict {
         project: text("project").unwrap_or_else(|| DEFAULT_PROJECT.to_owned()),
         deployment: version.is_none().then(|| name.to_owned()),
@@ -252,7 +261,11 @@ async fn infer(State(node): App, Path(name): Path<String>, bytes: Bytes) -> Resu
     run(&node, &name, None, &bytes).await
 }
 
-async fn infer_version(State(node): App, Path((name, version)): Path<(String, String)>, bytes: Bytes) -> Result<Json<Value>> {
+async fn infer_version(
+    State(node): App,
+    Path((name, version)): Path<(String, String)>,
+    bytes: Bytes,
+) -> Result<Json<Value>> {
     run(&node, &name, Some(&version), &bytes).await
 }
 
@@ -268,7 +281,8 @@ async fn run(node: &Arc<Node>, name: &str, version: Option<&str>, bytes: &Bytes)
     let (answer, reply) = served.predict(node, &predict, &rows).await?;
     let mut outputs = Vec::new();
     for (field, column) in answer.schema_ref().fields().iter().zip(answer.columns()) {
-        let wanted = ask.outputs.as_ref().is_none_or(|outputs| outputs.iter().any(|output| output.name == *field.name()));
+        let wanted =
+            ask.outputs.as_ref().is_none_or(|outputs| outputs.iter().any(|output| output.name == *field.name()));
         if wanted {
             outputs.push(tensor(field.name(), column)?);
         }
@@ -277,7 +291,11 @@ async fn run(node: &Arc<Node>, name: &str, version: Option<&str>, bytes: &Bytes)
         && let Some(unknown) = asked.iter().find(|output| answer.column_by_name(&output.name).is_none())
     {
         let names: Vec<&str> = answer.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
-        return Err(Error::invalid(format!("`{}` is no output of this model; it has {}", unknown.name, names.join(", "))));
+        return Err(Error::invalid(format!(
+            "`{}` is no output of this model; it has {}",
+            unknown.name,
+            names.join(", ")
+        )));
     }
     let model = reply.model.clone().unwrap_or_default();
     let mut response = json!({
@@ -300,9 +318,15 @@ async fn run(node: &Arc<Node>, name: &str, version: Option<&str>, bytes: &Bytes)
 
 /// A one-column tensor as a list of values, nested or flat.
 fn tensor_rows(input: &InferInput) -> Result<Vec<Value>> {
-    let known = ["BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP32", "FP64", "BYTES"];
+    let known =
+        ["BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP32", "FP64", "BYTES"];
     if !known.contains(&input.datatype.as_str()) {
-        return Err(Error::invalid(format!("input `{}` has datatype `{}`; entity keys are {}", input.name, input.datatype, known.join(", "))));
+        return Err(Error::invalid(format!(
+            "input `{}` has datatype `{}`; entity keys are {}",
+            input.name,
+            input.datatype,
+            known.join(", ")
+        )));
     }
     let Value::Array(data) = &input.data else {
         return Err(Error::invalid(format!("input `{}`: `data` must be a list", input.name)));
@@ -317,7 +341,12 @@ fn tensor_rows(input: &InferInput) -> Result<Vec<Value>> {
     let elements = input.shape.iter().try_fold(1i64, |product, size| product.checked_mul(*size)).unwrap_or(-1);
     let column = matches!(input.shape.as_slice(), [_] | [_, 1]);
     if !column || usize::try_from(elements).ok() != Some(flat.len()) {
-        let message = format!("input `{}` has shape {:?} and {} values; entity keys have shape [rows] or [rows, 1]", input.name, input.shape, flat.len());
+        let message = format!(
+            "input `{}` has shape {:?} and {} values; entity keys have shape [rows] or [rows, 1]",
+            input.name,
+            input.shape,
+            flat.len()
+        );
         return Err(Error::invalid(message));
     }
     Ok(flat)
@@ -326,7 +355,9 @@ fn tensor_rows(input: &InferInput) -> Result<Vec<Value>> {
 /// A column as an output tensor: `[rows]`, or `[rows, width]` for lists of fixed length.
 fn tensor(name: &str, column: &ArrayRef) -> Result<Value> {
     let (shape, flat) = match column.data_type() {
-        DataType::FixedSizeList(_, width) => (json!([column.len(), width]), Arc::clone(column.as_fixed_size_list().values())),
+        DataType::FixedSizeList(_, width) => {
+            (json!([column.len(), width]), Arc::clone(column.as_fixed_size_list().values()))
+        }
         _ => (json!([column.len()]), Arc::clone(column)),
     };
     let datatype = match flat.data_type() {

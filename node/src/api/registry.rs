@@ -38,14 +38,20 @@ impl api::registry_server::Registry for Registry {
         Ok(Response::new(register(&self.node, request.into_inner()).await?))
     }
 
-    async fn list_models(&self, request: Request<api::ListModelsRequest>) -> Result<Response<api::ListModelsReply>, Status> {
+    async fn list_models(
+        &self,
+        request: Request<api::ListModelsRequest>,
+    ) -> Result<Response<api::ListModelsReply>, Status> {
         let catalog = self.node.fresh_catalog().await?;
         let project = catalog.project(&request.into_inner().project).map_err(Error::from)?;
         let models = project.models().map(|(name, _)| model(project, name)).collect::<Result<_>>()?;
         Ok(Response::new(api::ListModelsReply { models }))
     }
 
-    async fn get_model(&self, request: Request<api::GetModelRequest>) -> Result<Response<api::RegisteredModel>, Status> {
+    async fn get_model(
+        &self,
+        request: Request<api::GetModelRequest>,
+    ) -> Result<Response<api::RegisteredModel>, Status> {
         let ask = request.into_inner();
         let catalog = self.node.fresh_catalog().await?;
         Ok(Response::new(model(catalog.project(&ask.project).map_err(Error::from)?, &ask.model)?))
@@ -87,7 +93,10 @@ impl api::registry_server::Registry for Registry {
         Ok(Response::new(api::AliasMove { token: Token::new(0, index).to_string(), ..alias_move(moved) }))
     }
 
-    async fn alias_history(&self, request: Request<api::GetModelRequest>) -> Result<Response<api::AliasHistoryReply>, Status> {
+    async fn alias_history(
+        &self,
+        request: Request<api::GetModelRequest>,
+    ) -> Result<Response<api::AliasHistoryReply>, Status> {
         let ask = request.into_inner();
         let catalog = self.node.fresh_catalog().await?;
         model(catalog.project(&ask.project).map_err(Error::from)?, &ask.model)?;
@@ -110,10 +119,18 @@ impl api::registry_server::Registry for Registry {
         self.node.fresh_catalog().await?;
         let edges = self.node.meta.lineage(&ask.node, up, depth).map_err(Error::from)?;
         if edges.is_empty() && !ask.node.contains(':') {
-            let message = format!("`{}` is not a lineage node; write `model_version:PROJECT/NAME@VERSION` or `feature_view:PROJECT/NAME@VERSION`", ask.node);
+            let message = format!(
+                "`{}` is not a lineage node; write `model_version:PROJECT/NAME@VERSION` or `feature_view:PROJECT/NAME@VERSION`",
+                ask.node
+            );
             return Err(Error::invalid(message).into());
         }
-        let edge = |edge: record::LineageEdge| api::LineageEdge { from: edge.from, to: edge.to, kind: edge.kind, at_us: edge.at_us };
+        let edge = |edge: record::LineageEdge| api::LineageEdge {
+            from: edge.from,
+            to: edge.to,
+            kind: edge.kind,
+            at_us: edge.at_us,
+        };
         Ok(Response::new(api::LineageReply { edges: edges.into_iter().map(edge).collect() }))
     }
 }
@@ -135,9 +152,9 @@ async fn register(node: &Arc<Node>, ask: api::RegisterModelVersionRequest) -> Re
     let root = unhex(&ask.artifact_root)?;
     let artifact = crate::artifacts::describe(node, root).await?;
     let bytes = crate::artifacts::read_whole(node, root).await?;
-    let loaded = load_bytes(node, root, bytes).await.map_err(|error| {
-        Error::new(error.kind, format!("`{}`: {}", ask.file_name, error.message))
-    })?;
+    let loaded = load_bytes(node, root, bytes)
+        .await
+        .map_err(|error| Error::new(error.kind, format!("`{}`: {}", ask.file_name, error.message)))?;
     // A service on the definition is the default of its versions.
     let defined = project.model(&ask.model).ok().and_then(|it| Some(it.definition()?.feature_service.clone()));
     let service = if ask.feature_service.is_empty() { defined.unwrap_or_default() } else { ask.feature_service };
@@ -149,9 +166,13 @@ async fn register(node: &Arc<Node>, ask: api::RegisterModelVersionRequest) -> Re
         let plan = crate::features::service_plan(node, &ask.project, &service, service_version)?;
         let row = blank_row(&plan)?;
         node.executor.run(&loaded, row).await.map_err(|error| {
-            Error::invalid(format!("`{}` does not fit feature service `{service}@{service_version}`: {error}", ask.file_name))
+            Error::invalid(format!(
+                "`{}` does not fit feature service `{service}@{service_version}`: {error}",
+                ask.file_name
+            ))
         })?;
-        input_features = bound.resolved.iter().map(|it| format!("{}@{}:{}", it.view, it.view_version, it.feature)).collect();
+        input_features =
+            bound.resolved.iter().map(|it| format!("{}@{}:{}", it.view, it.view_version, it.feature)).collect();
     }
     let spec = |spec: &cairn_executor::TensorSpec| record::TensorSpec {
         name: spec.name.clone(),
@@ -186,7 +207,8 @@ async fn register(node: &Arc<Node>, ask: api::RegisterModelVersionRequest) -> Re
         input_features,
     });
     let (outcome, _) = meta_write::propose(node, change, ask.request_id).await?;
-    let Outcome::ModelVersionRegistered(record::ModelVersionRegistered { model_version: Some(version) }) = outcome else {
+    let Outcome::ModelVersionRegistered(record::ModelVersionRegistered { model_version: Some(version) }) = outcome
+    else {
         return Err(Error::internal("a registration was answered with something else"));
     };
     let catalog = node.meta.catalog();
@@ -207,7 +229,8 @@ fn blank(kind: &DataType) -> Result<ArrayRef> {
         DataType::Utf8 => return Ok(Arc::new(StringArray::from(vec![""]))),
         DataType::Binary => return Ok(Arc::new(BinaryArray::from_vec(vec![b""]))),
         DataType::FixedSizeList(item, width) => {
-            let zeros = arrow_cast::cast(&Int32Array::from(vec![0; usize::try_from(*width).unwrap_or(0)]), item.data_type());
+            let zeros =
+                arrow_cast::cast(&Int32Array::from(vec![0; usize::try_from(*width).unwrap_or(0)]), item.data_type());
             let zeros = zeros.map_err(|error| Error::internal(error.to_string()))?;
             let list = FixedSizeListArray::try_new(Arc::clone(item), *width, zeros, None);
             return list.map(|list| Arc::new(list) as ArrayRef).map_err(|error| Error::internal(error.to_string()));
@@ -245,7 +268,8 @@ fn to_api(version: &record::ModelVersion, project: &Project) -> api::ModelVersio
     let artifact = version.artifact.clone().unwrap_or_default();
     let bytes = |bytes: &Bytes| hex(bytes);
     let model = project.model(&version.model).ok();
-    let pointing = model.iter().flat_map(|model| model.aliases()).filter(|(_, moved)| moved.to_version == version.version);
+    let pointing =
+        model.iter().flat_map(|model| model.aliases()).filter(|(_, moved)| moved.to_version == version.version);
     let aliases = pointing.map(|(alias, _)| alias.to_owned());
     api::ModelVersion {
         project: version.project.clone(),

@@ -26,12 +26,15 @@ pub async fn open(mut stream: Streaming<FlightData>) -> Result<Upload, Status> {
         return Err(Error::invalid("the stream is empty; its first message carries the command and the schema").into());
     };
     let Some(descriptor) = first.flight_descriptor.take() else {
-        return Err(Error::invalid("the first message has no flight descriptor; put the JSON command into its `cmd`").into());
+        return Err(
+            Error::invalid("the first message has no flight descriptor; put the JSON command into its `cmd`").into()
+        );
     };
     // A message without a header carries metadata only (some clients send the descriptor alone first).
     let rest = stream.map(|message| message.map_err(|status| FlightError::Tonic(Box::new(status))));
     let all = futures::stream::iter([Ok(first)]).chain(rest);
-    let with_header = all.filter(|message| futures::future::ready(!matches!(message, Ok(data) if data.data_header.is_empty())));
+    let with_header =
+        all.filter(|message| futures::future::ready(!matches!(message, Ok(data) if data.data_header.is_empty())));
     Ok(Upload { descriptor, messages: FlightDataDecoder::new(with_header) })
 }
 
@@ -99,7 +102,9 @@ impl Encoder {
 /// `InvalidArgument` when it is a path, empty, or not a command.
 pub fn command(descriptor: &FlightDescriptor) -> Result<cairn_proto::command::Command> {
     if descriptor.cmd.is_empty() {
-        return Err(Error::invalid("the flight descriptor has no `cmd`; Cairn's commands are JSON in `cmd`, not paths"));
+        return Err(Error::invalid(
+            "the flight descriptor has no `cmd`; Cairn's commands are JSON in `cmd`, not paths",
+        ));
     }
     cairn_proto::command::Command::parse(&descriptor.cmd).map_err(Error::invalid)
 }

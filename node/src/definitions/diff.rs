@@ -79,7 +79,9 @@ fn lines(kind: &Kind) -> Vec<(String, String)> {
         Kind::Deployment(it) => {
             out.push(line("model", format!(" {}", it.model)));
             out.extend(it.champion.iter().map(|arm| line("champion", arm_text(arm))));
-            out.extend(it.challengers.iter().enumerate().map(|(i, arm)| line(&format!("challenger {}", i + 1), arm_text(arm))));
+            out.extend(
+                it.challengers.iter().enumerate().map(|(i, arm)| line(&format!("challenger {}", i + 1), arm_text(arm))),
+            );
             out.extend(it.shadows.iter().enumerate().map(|(i, arm)| line(&format!("shadow {}", i + 1), arm_text(arm))));
             out.extend(described(&it.description));
         }
@@ -104,5 +106,8 @@ fn arm_text(arm: &record::Arm) -> String {
 /// Microseconds in the largest unit that divides them.
 fn duration(us: i64) -> String {
     let units = [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000)];
-    units.iter().find(|(_, size)| us % size == 0).map_or(format!("{us}us"), |(unit, size)| format!("{}{unit}", us / size))
+    units
+        .iter()
+        .find(|(_, size)| us % size == 0)
+        .map_or(format!("{us}us"), |(unit, size)| format!("{}{unit}", us / size))
 }

@@ -19,7 +19,11 @@ pub struct Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line == 0 { write!(f, "{}", self.path) } else { write!(f, "{}:{}:{}", self.path, self.line, self.column) }
+        if self.line == 0 {
+            write!(f, "{}", self.path)
+        } else {
+            write!(f, "{}:{}:{}", self.path, self.line, self.column)
+        }
     }
 }
 
@@ -52,13 +56,14 @@ const BYTES_MAX: usize = 16 << 20;
 /// # Errors
 /// Every problem found, in file order.
 pub fn parse(files: &[SourceFile]) -> Result<Vec<Placed>, Vec<Problem>> {
-    let whole = |path: &str, message: String| Problem {
-        place: Place { path: path.to_owned(), line: 0, column: 0 },
-        message,
-    };
+    let whole =
+        |path: &str, message: String| Problem { place: Place { path: path.to_owned(), line: 0, column: 0 }, message };
     let bytes: usize = files.iter().map(|file| file.text.len()).sum();
     if files.len() > FILES_MAX || bytes > BYTES_MAX {
-        let message = format!("{} files of {bytes} bytes are over the limit of {FILES_MAX} files, {BYTES_MAX} bytes", files.len());
+        let message = format!(
+            "{} files of {bytes} bytes are over the limit of {FILES_MAX} files, {BYTES_MAX} bytes",
+            files.len()
+        );
         return Err(vec![whole("definitions", message)]);
     }
     let mut placed = Vec::new();
@@ -297,7 +302,10 @@ impl Reader<'_> {
 
     fn field<T>(&self, place: &Spanned<T>, item: &FieldItem) -> Result<record::Field, Problem> {
         if item.sql.is_some() {
-            return Err(self.problem(place, format!("`{}` has `sql`, which only an OnDemandFeatureView's features have", item.name)));
+            return Err(self.problem(
+                place,
+                format!("`{}` has `sql`, which only an OnDemandFeatureView's features have", item.name),
+            ));
         }
         check_name(&item.name, false).map_err(|message| self.problem(place, message))?;
         let kind = cairn_storage::types::parse_type(&item.kind)
@@ -320,7 +328,9 @@ impl Reader<'_> {
         let mut features = Vec::new();
         for item in &items {
             let FeatureItem::Field(field) = &item.value else {
-                return Err(self.problem(item, "an on-demand feature is written {name: x, type: float64, sql: \"a / b\"}"));
+                return Err(
+                    self.problem(item, "an on-demand feature is written {name: x, type: float64, sql: \"a / b\"}")
+                );
             };
             let Some(sql) = field.sql.clone() else {
                 return Err(self.problem(item, format!("on-demand feature `{}` needs `sql`", field.name)));
@@ -340,7 +350,8 @@ impl Reader<'_> {
         let reference = |item: &Spanned<FeatureItem>| match &item.value {
             FeatureItem::Reference(text) => Ok(text.clone()),
             FeatureItem::Field(field) => {
-                let message = format!("a feature of a FeatureService is a reference, such as `some_view:{}`", field.name);
+                let message =
+                    format!("a feature of a FeatureService is a reference, such as `some_view:{}`", field.name);
                 Err(self.problem(item, message))
             }
         };
@@ -367,7 +378,8 @@ impl Reader<'_> {
 
     fn duration(&self, text: &Spanned<String>) -> Result<i64, Problem> {
         duration_us(&text.value).ok_or_else(|| {
-            let message = format!("`{}` is not a duration; write a number with ms, s, m, h, d or w, such as `30d`", text.value);
+            let message =
+                format!("`{}` is not a duration; write a number with ms, s, m, h, d or w, such as `30d`", text.value);
             self.problem(text, message)
         })
     }

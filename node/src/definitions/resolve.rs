@@ -152,7 +152,8 @@ impl<'a> World<'a> {
     }
 
     fn place(&self, key: &Key) -> Place {
-        let elsewhere = || Place { path: format!("{} `{}` (already applied)", key.0.as_str(), key.1), line: 0, column: 0 };
+        let elsewhere =
+            || Place { path: format!("{} `{}` (already applied)", key.0.as_str(), key.1), line: 0, column: 0 };
         self.places.get(key).cloned().unwrap_or_else(elsewhere)
     }
 
@@ -223,7 +224,10 @@ impl<'a> World<'a> {
             let allowed = !kind.list && !matches!(kind.kind(), record::ValueKind::Float32 | record::ValueKind::Float64);
             if !allowed {
                 let name = cairn_storage::types::type_name(&kind);
-                return Err(format!("join key `{}` is {name}; a key is an integer, string, bytes, bool, date or timestamp", key.name));
+                return Err(format!(
+                    "join key `{}` is {name}; a key is an integer, string, bytes, bool, date or timestamp",
+                    key.name
+                ));
             }
         }
         let before = self.existing.definitions.get(&(KindName::Entity, entity.name.clone()));
@@ -307,7 +311,8 @@ impl<'a> World<'a> {
             } else {
                 let both: Vec<String> =
                     [self.names(KindName::FeatureView), self.names(KindName::OnDemandFeatureView)].concat();
-                let hint = nearest(name, both.iter().map(String::as_str)).map(|near| format!("; did you mean `{near}`?"));
+                let hint =
+                    nearest(name, both.iter().map(String::as_str)).map(|near| format!("; did you mean `{near}`?"));
                 return Err(format!("feature view `{name}` not found{}", hint.unwrap_or_default()));
             };
             let kind = if on_demand { KindName::OnDemandFeatureView } else { KindName::FeatureView };
@@ -315,7 +320,10 @@ impl<'a> World<'a> {
             for feature in features {
                 let bound = record::FeatureRef { view: name.to_owned(), view_version, feature, on_demand };
                 if resolved.contains(&bound) {
-                    return Err(format!("`{name}:{}` stands twice in FeatureService `{}`", bound.feature, service.name));
+                    return Err(format!(
+                        "`{name}:{}` stands twice in FeatureService `{}`",
+                        bound.feature, service.name
+                    ));
                 }
                 resolved.push(bound);
             }
@@ -336,6 +344,12 @@ impl<'a> World<'a> {
     fn check_deployment(&self, deployment: &record::Deployment) -> Result<(), String> {
         if !self.now.contains_key(&(KindName::Model, deployment.model.clone())) {
             return Err(self.missing(KindName::Model, &deployment.model));
+        }
+        if !deployment.challengers.is_empty() || !deployment.shadows.is_empty() {
+            return Err(format!(
+                "Deployment `{}`: challengers and shadows are not served by this version; leave them empty",
+                deployment.name
+            ));
         }
         Ok(())
     }
@@ -411,7 +425,9 @@ fn pick_name(view: &str, names: &[String], feature: Option<&str>) -> Result<Vec<
 fn no_feature<'n>(view: &str, names: impl Iterator<Item = &'n str> + Clone, wanted: &str) -> String {
     match nearest(wanted, names.clone()) {
         Some(near) => format!("feature view `{view}` has no feature `{wanted}`; did you mean `{near}`?"),
-        None => format!("feature view `{view}` has no feature `{wanted}`; it has {}", names.collect::<Vec<_>>().join(", ")),
+        None => {
+            format!("feature view `{view}` has no feature `{wanted}`; it has {}", names.collect::<Vec<_>>().join(", "))
+        }
     }
 }
 

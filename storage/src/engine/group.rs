@@ -242,7 +242,8 @@ mod tests {
         let source = Group::open(&engine, &root.path().join("source"), &FORMAT).unwrap();
         put(&source, b"k", b"new");
         let checkpoint = root.path().join("checkpoint");
-        source.checkpoint(&checkpoint, |inside| Ok(assert_eq!(get(inside, b"k"), Some(b"new".to_vec())))).unwrap();
+        let inside = source.checkpoint(&checkpoint, |inside| Ok(get(inside, b"k"))).unwrap();
+        assert_eq!(inside, Some(b"new".to_vec()));
 
         let dir = root.path().join("target");
         let target = Group::open(&engine, &dir, &FORMAT).unwrap();

@@ -47,7 +47,10 @@ pub fn init_cluster(context: &Context<'_>, ask: &InitCluster) -> Answer {
     // The founder had to name itself before there was a log. Later nodes get larger ids: their entry's index.
     let id = if first.id == 0 { context.index } else { first.id };
     if id > context.index {
-        return Err(Error::InvalidArgument(format!("the first node cannot have id {id}, above entry {}", context.index)));
+        return Err(Error::InvalidArgument(format!(
+            "the first node cannot have id {id}, above entry {}",
+            context.index
+        )));
     }
     let node = Node { id, joined_us: context.now_us, ..first };
     let outcome = node_added(context, node.id, cluster.clone(), Some(&node));

@@ -167,7 +167,7 @@ fn packed_bytes_never_change() {
     let mut text = String::new();
     for (name, column) in &columns {
         let schema = RowSchema::new(&[field("f", name)]).unwrap();
-        for row in pack(&schema, &[column.clone()]) {
+        for row in pack(&schema, std::slice::from_ref(column)) {
             text += &format!("{name} {}\n", hex(&row));
         }
     }

@@ -395,7 +395,7 @@ fn complete_block<T: Real, const NAN: bool>(
     let inner = (1usize << depth) - 1;
     let trees = out.forest.trees;
     let tree_splits = |tree: usize| &splits[tree * inner..(tree + 1) * inner];
-    let rows = if columns == 0 { 0 } else { block.len() / columns };
+    let rows = block.len().checked_div(columns).unwrap_or(0);
     let together = rows - rows % LANES;
     for tree in 0..trees {
         let splits = tree_splits(tree);

@@ -16,7 +16,7 @@ impl Linear {
     fn read(cx: &Build<'_>, targets: usize) -> Result<Self, Refusal> {
         let coefficients = cx.attributes.floats("coefficients").unwrap_or_default().to_vec();
         let intercepts = cx.attributes.floats("intercepts").unwrap_or_default().to_vec();
-        if targets == 0 || coefficients.is_empty() || coefficients.len() % targets != 0 {
+        if targets == 0 || coefficients.is_empty() || !coefficients.len().is_multiple_of(targets) {
             return Err(format!("{} coefficients do not make {targets} targets", coefficients.len()).into());
         }
         if !intercepts.is_empty() && intercepts.len() != targets {

@@ -219,11 +219,8 @@ fn compile_one(
 
 /// Whether a failure comes from the values of some row, and not from the expression or from us.
 fn is_about_values(error: &DataFusionError) -> bool {
-    match error.find_root() {
-        DataFusionError::ArrowError(..) | DataFusionError::Execution(_) => true,
-        DataFusionError::External(_) => true,
-        _ => false,
-    }
+    use DataFusionError as E;
+    matches!(error.find_root(), E::ArrowError(..) | E::Execution(_) | E::External(_))
 }
 
 /// What a declared type accepts without a CAST in the SQL: numbers (and truth values) among each other, texts, times.

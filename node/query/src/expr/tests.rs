@@ -191,8 +191,8 @@ fn batches_do_not_change_values() {
     ];
     for sql in expressions {
         let whole = one(ValueKind::Int64, sql, days.clone());
-        for row in 0..days.len() {
-            let single = one(ValueKind::Int64, sql, vec![days[row]]);
+        for (row, day) in days.iter().enumerate() {
+            let single = one(ValueKind::Int64, sql, vec![*day]);
             assert_eq!(single.as_ref(), whole.slice(row, 1).as_ref(), "{sql}, row {row}");
         }
     }

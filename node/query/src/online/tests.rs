@@ -76,7 +76,7 @@ fn rows_come_back_in_order_with_statuses_and_times() {
     );
     assert_eq!(answer.batch.schema(), plan.output_schema(true).unwrap());
     assert_eq!(
-        lines(&[answer.batch.clone()], &names),
+        lines(std::slice::from_ref(&answer.batch), &names),
         [
             "1 EWR SFO 2.0 1.5 PRESENT ann PRESENT 7 PRESENT 3.0 PRESENT",
             "2 EWR LAX 2.0 - NULL_VALUE bob PRESENT 6 PRESENT - NULL_VALUE",

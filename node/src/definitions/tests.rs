@@ -1,0 +1,266 @@
+//! What users write, what they are told, what would change.
+
+use super::parse::{duration_us, parse};
+use super::resolve::{Existing, key_of, nearest, plan};
+use cairn_proto::api::v1::SourceFile;
+use cairn_proto::record::v1 as record;
+use expect_test::{Expect, expect};
+
+const DRIVERS: &str = "\
+kind: Entity
+name: driver
+spec: {join_keys: [{name: driver_id, type: int64}]}
+---
+kind: FeatureView
+name: driver_stats
+spec:
+  entities: [driver]
+  ttl: 30d
+  features:
+    - {name: rating, type: float32, description: \"mean of the last 100 ratings\"}
+    - {name: trips_today, type: int64}
+---
+kind: OnDemandFeatureView
+name: pay
+spec:
+  sources: [\"driver_stats:trips_today\"]
+  request_data: [{name: fare, type: float64}]
+  features: [{name: earned, type: float64, sql: \"trips_today * fare\"}]
+---
+kind: FeatureService
+name: eta
+spec: {features: [\"driver_stats:rating\", pay]}
+---
+kind: Model
+name: eta
+spec: {feature_service: eta}
+---
+kind: Deployment
+name: eta
+spec: {model: eta, champion: {alias: champion}, challengers: [], shadows: []}
+";
+
+fn files(text: &str) -> Vec<SourceFile> {
+    vec![SourceFile { path: "defs.yaml".to_owned(), text: text.to_owned() }]
+}
+
+/// What a plan over `existing` says: its changes, or its problems.
+fn said(text: &str, existing: &Existing) -> String {
+    let planned = parse(&files(text)).and_then(|placed| plan("default", placed, existing));
+    match planned {
+        Ok(plan) => {
+            let line = |change: &cairn_proto::api::v1::Change| {
+                let rows = if change.loses_rows { " (starts without rows)" } else { "" };
+                let details: String = change.details.iter().map(|detail| format!("\n  {detail}")).collect();
+                format!("{} {} {}@{}{rows}{details}\n", change.action, change.kind, change.name, change.to_version)
+            };
+            plan.changes.iter().map(line).collect()
+        }
+        Err(problems) => problems.iter().map(|problem| format!("{problem}\n")).collect(),
+    }
+}
+
+fn check(text: &str, existing: &Existing, expected: Expect) {
+    expected.assert_eq(&said(text, existing));
+}
+
+/// The project after `text` was applied over `existing`.
+fn applied(text: &str, existing: &Existing) -> Existing {
+    let plan = plan("default", parse(&files(text)).unwrap(), existing).unwrap();
+    let mut after = existing.clone();
+    after.catalog_version += 1;
+    for definition in plan.command.definitions {
+        let key = key_of(definition.kind.as_ref().unwrap());
+        let version = after.definitions.get(&key).map_or(0, |version| version.version) + 1;
+        let made = record::DefinitionVersion { version, definition: Some(definition), ..Default::default() };
+        after.definitions.insert(key, made);
+    }
+    after
+}
+
+#[test]
+fn a_new_project_creates_everything() {
+    check(
+        DRIVERS,
+        &Existing::default(),
+        expect![[r#"
+            create Entity driver@1
+              + join key driver_id int64
+            create FeatureView driver_stats@1
+              + entity driver
+              + ttl 30d
+              + feature rating float32 "mean of the last 100 ratings"
+              + feature trips_today int64
+            create OnDemandFeatureView pay@1
+              + driver_stats:trips_today @1
+              + request data fare float64
+              + feature earned float64 = trips_today * fare
+            create FeatureService eta@1
+              + driver_stats:rating @1
+              + pay:earned @1
+            create Model eta@1
+              + feature service eta
+            create Deployment eta@1
+              + model eta
+              + champion alias champion
+        "#]],
+    );
+}
+
+#[test]
+fn the_same_files_again_change_nothing() {
+    let existing = applied(DRIVERS, &Existing::default());
+    let plan = plan("default", parse(&files(DRIVERS)).unwrap(), &existing).unwrap();
+    assert!(plan.is_empty(), "{:?}", plan.changes);
+    assert!(plan.changes.iter().all(|change| change.action == "unchanged"));
+}
+
+#[test]
+fn a_changed_schema_carries_its_readers_along() {
+    let existing = applied(DRIVERS, &Existing::default());
+    let changed = DRIVERS.replace("{name: trips_today, type: int64}", "{name: trips_today, type: int32}");
+    check(
+        &changed,
+        &existing,
+        expect![[r#"
+            unchanged Entity driver@1
+            update FeatureView driver_stats@2 (starts without rows)
+              ~ feature trips_today int64 → int32
+            update OnDemandFeatureView pay@2
+              ~ driver_stats:trips_today @1 → @2
+            update FeatureService eta@2
+              ~ driver_stats:rating @1 → @2
+              ~ pay:earned @1 → @2
+            unchanged Model eta@1
+            unchanged Deployment eta@1
+        "#]],
+    );
+}
+
+#[test]
+fn a_changed_ttl_keeps_the_rows() {
+    let existing = applied(DRIVERS, &Existing::default());
+    let text = said(&DRIVERS.replace("ttl: 30d", "ttl: 12h"), &existing);
+    assert!(text.contains("update FeatureView driver_stats@2\n  ~ ttl 30d → 12h\n"), "{text}");
+}
+
+#[test]
+fn every_complaint_has_a_place_and_a_fix() {
+    let none = Existing::default();
+    let check = |from: &str, to: &str, expected: Expect| {
+        assert!(DRIVERS.contains(from), "{from}");
+        check(&DRIVERS.replacen(from, to, 1), &none, expected);
+    };
+    check(
+        "kind: FeatureView",
+        "kind: FeatureVeiw",
+        expect![[r#"
+        defs.yaml:5:7: `FeatureVeiw` is not a kind; the kinds are Entity, FeatureView, OnDemandFeatureView, FeatureService, Model, Deployment
+    "#]],
+    );
+    check(
+        "ttl: 30d",
+        "ttl: 30 days",
+        expect![[r#"
+        defs.yaml:9:8: `30 days` is not a duration; write a number with ms, s, m, h, d or w, such as `30d`
+    "#]],
+    );
+    check(
+        "entities: [driver]",
+        "entities: [drivr]",
+        expect![[r#"
+        defs.yaml:5:7: Entity `drivr` not found; did you mean `driver`?
+    "#]],
+    );
+    check(
+        "driver_stats:rating",
+        "driver_stats:ratting",
+        expect![[r#"
+        defs.yaml:21:7: feature view `driver_stats` has no feature `ratting`; did you mean `rating`?
+    "#]],
+    );
+    check(
+        "  ttl: 30d",
+        "  model: x",
+        expect![[r#"
+        defs.yaml:9:10: FeatureView has no field `model`; remove it
+    "#]],
+    );
+    check(
+        "champion: {alias: champion}",
+        "champion: {}",
+        expect![[r#"
+        defs.yaml:31:30: an arm needs an `alias` or a `version`
+    "#]],
+    );
+    check(
+        "type: float32",
+        "type: float23",
+        expect![[r#"
+        defs.yaml:11:7: `rating`: `float23` is not a feature type; types are bool, int32, int64, float32, float64, string, bytes, timestamp, date, and lists of numbers such as list<float32> or list<float32>[384]
+    "#]],
+    );
+}
+
+#[test]
+fn a_yaml_typo_is_found_by_line() {
+    let text = said(&DRIVERS.replace("  ttl: 30d", "  tll: 30d"), &Existing::default());
+    assert!(text.starts_with("defs.yaml:9:"), "{text}");
+    assert!(text.contains("tll"), "{text}");
+    let text = said("kind: Entity\nname: [\n", &Existing::default());
+    assert!(text.starts_with("defs.yaml:"), "{text}");
+}
+
+#[test]
+fn twice_the_same_name_is_refused() {
+    let twice = format!("{DRIVERS}---\nkind: Entity\nname: driver\nspec: {{join_keys: [{{name: id, type: int64}}]}}\n");
+    let text = said(&twice, &Existing::default());
+    assert!(text.contains("Entity `driver` is defined twice; first at defs.yaml:1:7"), "{text}");
+    let clash = DRIVERS.replace("name: pay", "name: driver_stats");
+    let text = said(&clash, &Existing::default());
+    assert!(text.contains("`driver_stats` is already a FeatureView"), "{text}");
+}
+
+#[test]
+fn join_keys_of_an_entity_never_change() {
+    let existing = applied(DRIVERS, &Existing::default());
+    let text = said(&DRIVERS.replace("{name: driver_id, type: int64}", "{name: driver_id, type: string}"), &existing);
+    assert!(text.contains("the join keys of Entity `driver` cannot change"), "{text}");
+}
+
+#[test]
+fn arms_that_are_not_served_are_refused() {
+    let text =
+        said(&DRIVERS.replace("challengers: []", "challengers: [{version: 2, weight: 0.1}]"), &Existing::default());
+    assert!(text.contains("challengers and shadows are not served by this version"), "{text}");
+}
+
+#[test]
+fn sql_that_cannot_run_is_refused_with_its_reason() {
+    let text = said(&DRIVERS.replace("trips_today * fare", "trips_today * fair"), &Existing::default());
+    assert!(text.contains("fair") && text.starts_with("defs.yaml:14:7"), "{text}");
+    let text = said(&DRIVERS.replace("trips_today * fare", "random() * fare"), &Existing::default());
+    assert!(text.contains("random"), "{text}");
+}
+
+#[test]
+fn durations_read_as_written() {
+    let cases = [
+        ("30d", Some(2_592_000_000_000)),
+        ("90s", Some(90_000_000)),
+        ("500ms", Some(500_000)),
+        ("1w", Some(604_800_000_000)),
+    ];
+    for (text, us) in cases {
+        assert_eq!(duration_us(text), us, "{text}");
+    }
+    for text in ["", "30", "d", "-1d", "1.5h", "99999999999999d"] {
+        assert_eq!(duration_us(text), None, "{text}");
+    }
+}
+
+#[test]
+fn near_names_are_near() {
+    assert_eq!(nearest("ratting", ["rating", "trips"].into_iter()), Some("rating"));
+    assert_eq!(nearest("xyz", ["rating", "trips"].into_iter()), None);
+}
