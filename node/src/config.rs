@@ -45,6 +45,9 @@ pub struct Args {
     /// Writes are refused while less than this is free on the data directory's disk, MiB. [default: 256]
     #[arg(long, value_name = "MIB")]
     pub disk_reserve_mib: Option<u64>,
+    /// Log entries after which a group makes a snapshot and drops what it no longer needs of its log. [default: 50000]
+    #[arg(long, value_name = "N")]
+    pub snapshot_entries: Option<u64>,
 }
 
 /// The same names in the config file. Unknown keys are refused.
@@ -62,6 +65,7 @@ struct FileConfig {
     cache_mib: Option<u64>,
     executor_threads: Option<usize>,
     disk_reserve_mib: Option<u64>,
+    snapshot_entries: Option<u64>,
 }
 
 /// A validated configuration.
@@ -81,6 +85,8 @@ pub struct NodeConfig {
     pub executor_threads: usize,
     /// Free bytes below which the node turns read-only: enough to flush memtables and finish a log segment.
     pub disk_reserve_bytes: u64,
+    /// Log entries between two snapshots of a group: fewer make a shorter log to replay after a crash, more spare work.
+    pub snapshot_entries: u64,
 }
 
 impl NodeConfig {
@@ -100,6 +106,10 @@ impl NodeConfig {
         let shards = args.shards.or(file.shards).unwrap_or(4);
         if !(1..=64).contains(&shards) {
             return Err(format!("`shards` is {shards}; it must be 1 to 64"));
+        }
+        let snapshot_entries = args.snapshot_entries.or(file.snapshot_entries).unwrap_or(50_000);
+        if snapshot_entries == 0 {
+            return Err("`snapshot-entries` is 0; it must be 1 or more".to_owned());
         }
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         let name = args.name.or(file.name);
@@ -123,6 +133,7 @@ impl NodeConfig {
                 .map_err(|_| "`cache-mib` is too large".to_owned())?,
             executor_threads: args.executor_threads.or(file.executor_threads).unwrap_or(cores).clamp(1, 256),
             disk_reserve_bytes: args.disk_reserve_mib.or(file.disk_reserve_mib).unwrap_or(256) << 20,
+            snapshot_entries,
         })
     }
 }
@@ -152,11 +163,13 @@ mod tests {
         let config = resolve("cairnd").unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:7700");
         assert_eq!(config.shards, 4);
+        assert_eq!(config.snapshot_entries, 50_000);
     }
 
     #[test]
     fn bad_settings_are_named() {
         assert!(resolve("cairnd --shards 0").unwrap_err().contains("`shards` is 0"));
+        assert!(resolve("cairnd --snapshot-entries 0").unwrap_err().contains("`snapshot-entries` is 0"));
         assert!(resolve("cairnd --listen nonsense").unwrap_err().contains("`listen`"));
     }
 

@@ -9,7 +9,7 @@ use crate::node::Node;
 use crate::stores::Stores;
 use crate::writes::WriteGate;
 use arrow_flight::flight_service_server::FlightServiceServer;
-use cairn_consensus::{Cluster, Options, Start};
+use cairn_consensus::{Cluster, Options, SnapshotOptions, Start};
 use cairn_executor::Executor;
 use cairn_proto::MESSAGE_BYTES_MAX;
 use cairn_proto::api::v1 as wire;
@@ -124,7 +124,12 @@ async fn start(
         peer_address: peer_address.clone(),
         client_address: client_address.clone(),
         timers: Default::default(),
-        snapshots: Default::default(),
+        snapshots: SnapshotOptions {
+            every_entries: config.snapshot_entries,
+            // A follower this little behind goes on from the log instead of a snapshot.
+            keep_entries: config.snapshot_entries / 10,
+            ..SnapshotOptions::default()
+        },
         wal: Default::default(),
         join_timeout: FIRST_ENTRY,
         proposal_bytes_max: 256 << 20,

@@ -64,7 +64,8 @@ async fn apply(node: &Arc<Node>, ask: &api::PlanRequest) -> Result<api::ApplyRep
         let catalog = node.fresh_catalog().await?;
         let plan = make_plan(&catalog, ask)?;
         if plan.is_empty() {
-            let token = Token::new(0, cairn_storage::replica::Replica::applied(node.meta.as_ref()).index);
+            // Where the project's definitions stand: the token that the apply which made them returned.
+            let token = Token::new(0, plan.command.expected_catalog_version);
             return Ok(api::ApplyReply { changes: plan.changes, token: token.to_string() });
         }
         let change = record::meta_command::Change::ApplyDefinitions(plan.command);

@@ -6,6 +6,7 @@ use record::definition::Kind;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde_saphyr::Spanned;
+use std::cell::RefCell;
 use std::fmt;
 
 /// Where something stands in the user's files.
@@ -45,6 +46,16 @@ impl fmt::Display for Problem {
 pub struct Placed {
     pub place: Place,
     pub kind: Kind,
+    /// Where its parts were written: references, features, keys, by their text or name.
+    pub parts: Vec<(String, Place)>,
+}
+
+impl Placed {
+    /// The place of a part, or else of the whole.
+    pub fn place_of(&self, part: Option<&str>) -> &Place {
+        let found = part.and_then(|part| self.parts.iter().find(|(name, _)| name == part));
+        found.map_or(&self.place, |(_, place)| place)
+    }
 }
 
 /// Limits on what one plan may carry.
@@ -72,7 +83,7 @@ pub fn parse(files: &[SourceFile]) -> Result<Vec<Placed>, Vec<Problem>> {
         match serde_saphyr::from_multiple::<Document>(&file.text) {
             Ok(documents) => {
                 for document in documents {
-                    match (Reader { path: &file.path }).document(document) {
+                    match Reader::new(&file.path).document(document) {
                         Ok(one) => placed.push(one),
                         Err(problem) => problems.push(problem),
                     }
@@ -175,9 +186,24 @@ impl<'de> Deserialize<'de> for FeatureItem {
 
 struct Reader<'a> {
     path: &'a str,
+    parts: RefCell<Vec<(String, Place)>>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(path: &'a str) -> Self {
+        Self { path, parts: RefCell::default() }
+    }
+
+    /// Notes where a part stands.
+    fn part<T>(&self, name: &str, spanned: &Spanned<T>) {
+        self.parts.borrow_mut().push((name.to_owned(), self.at(spanned)));
+    }
+
+    fn texts(&self, items: Vec<Spanned<String>>) -> Vec<String> {
+        items.iter().for_each(|item| self.part(&item.value, item));
+        items.into_iter().map(|item| item.value).collect()
+    }
+
     fn at<T>(&self, spanned: &Spanned<T>) -> Place {
         Place { path: self.path.to_owned(), line: spanned.referenced.line(), column: spanned.referenced.column() }
     }
@@ -210,7 +236,7 @@ impl Reader<'_> {
                 let ttl_us = spec.ttl.take().map(|text| self.duration(&text)).transpose()?.unwrap_or(0);
                 Kind::FeatureView(record::FeatureView {
                     name: name.clone(),
-                    entities: entities.value.into_iter().map(|entity| entity.value).collect(),
+                    entities: self.texts(entities.value),
                     ttl_us,
                     features: self.typed_features(features.value)?,
                     description,
@@ -223,7 +249,7 @@ impl Reader<'_> {
                 let request_data = spec.request_data.take().map(|list| list.value).unwrap_or_default();
                 Kind::OnDemandFeatureView(record::OnDemandFeatureView {
                     name: name.clone(),
-                    sources: sources.into_iter().map(|reference| reference.value).collect(),
+                    sources: self.texts(sources),
                     request_data: self.fields(request_data)?,
                     features: self.sql_features(features.value)?,
                     description,
@@ -242,7 +268,10 @@ impl Reader<'_> {
             "Model" => Kind::Model(record::Model {
                 name: name.clone(),
                 description,
-                feature_service: spec.feature_service.take().map(|text| text.value).unwrap_or_default(),
+                feature_service: self
+                    .texts(spec.feature_service.take().into_iter().collect())
+                    .pop()
+                    .unwrap_or_default(),
             }),
             "Deployment" => {
                 let model = spec.model.take().ok_or_else(|| missing("model"))?;
@@ -251,7 +280,7 @@ impl Reader<'_> {
                 let shadows = spec.shadows.take().map(|list| list.value).unwrap_or_default();
                 let deployment = record::Deployment {
                     name: name.clone(),
-                    model: model.value,
+                    model: self.texts(vec![model]).pop().unwrap_or_default(),
                     champion: Some(self.arm(&champion, false)?),
                     challengers: challengers.iter().map(|arm| self.arm(arm, true)).collect::<Result<_, _>>()?,
                     shadows: shadows.iter().map(|arm| self.arm(arm, false)).collect::<Result<_, _>>()?,
@@ -273,7 +302,7 @@ impl Reader<'_> {
             }
         };
         self.nothing_left(kind_name, &spec)?;
-        Ok(Placed { place, kind })
+        Ok(Placed { place, kind, parts: self.parts.take() })
     }
 
     /// Fields that another kind has and this one has not.
@@ -310,6 +339,7 @@ impl Reader<'_> {
         check_name(&item.name, false).map_err(|message| self.problem(place, message))?;
         let kind = cairn_storage::types::parse_type(&item.kind)
             .map_err(|message| self.problem(place, format!("`{}`: {message}", item.name)))?;
+        self.part(&item.name, place);
         Ok(record::Field { name: item.name.clone(), r#type: Some(kind), description: item.description.clone() })
     }
 
@@ -348,7 +378,10 @@ impl Reader<'_> {
 
     fn references(&self, items: Vec<Spanned<FeatureItem>>) -> Result<Vec<String>, Problem> {
         let reference = |item: &Spanned<FeatureItem>| match &item.value {
-            FeatureItem::Reference(text) => Ok(text.clone()),
+            FeatureItem::Reference(text) => {
+                self.part(text, item);
+                Ok(text.clone())
+            }
             FeatureItem::Field(field) => {
                 let message =
                     format!("a feature of a FeatureService is a reference, such as `some_view:{}`", field.name);

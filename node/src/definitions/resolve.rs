@@ -110,12 +110,30 @@ struct World<'a> {
     existing: &'a Existing,
     /// Everything as it will be: written now, or already there.
     now: BTreeMap<Key, Kind>,
-    places: BTreeMap<Key, Place>,
+    written: BTreeMap<Key, Placed>,
     /// What changes, by comparison with the newest version.
     changed: BTreeSet<Key>,
 }
 
 type Bound = Result<(), (String, Place)>;
+
+/// What is wrong with a definition, and with which part of it.
+#[derive(Debug)]
+struct Complaint {
+    message: String,
+    part: Option<String>,
+}
+
+impl From<String> for Complaint {
+    fn from(message: String) -> Self {
+        Self { message, part: None }
+    }
+}
+
+/// Blames a part, by the text it was written as.
+fn about(part: &str) -> impl Fn(String) -> Complaint {
+    move |message| Complaint { message, part: Some(part.to_owned()) }
+}
 
 impl<'a> World<'a> {
     fn new(existing: &'a Existing) -> Self {
@@ -123,13 +141,14 @@ impl<'a> World<'a> {
             let kind = version.definition.as_ref()?.kind.clone()?;
             Some((key.clone(), kind))
         });
-        Self { existing, now: kinds.collect(), places: BTreeMap::new(), changed: BTreeSet::new() }
+        Self { existing, now: kinds.collect(), written: BTreeMap::new(), changed: BTreeSet::new() }
     }
 
     fn add(&mut self, placed: &Placed) -> Result<(), Problem> {
         let problem = |message: String| Problem { place: placed.place.clone(), message };
         let key = key_of(&placed.kind);
-        if let Some(first) = self.places.get(&key) {
+        if let Some(first) = self.written.get(&key) {
+            let first = &first.place;
             return Err(problem(format!("{} `{}` is defined twice; first at {first}", key.0.as_str(), key.1)));
         }
         let twin = match key.0 {
@@ -142,7 +161,7 @@ impl<'a> World<'a> {
         {
             return Err(problem(format!("`{}` is already a {}; choose another name", key.1, twin.as_str())));
         }
-        self.places.insert(key.clone(), placed.place.clone());
+        self.written.insert(key.clone(), placed.clone());
         self.now.insert(key, placed.kind.clone());
         Ok(())
     }
@@ -151,10 +170,11 @@ impl<'a> World<'a> {
         self.now.keys().filter(|key| key.0 == kind).map(|key| key.1.clone()).collect()
     }
 
-    fn place(&self, key: &Key) -> Place {
+    /// Where a part of a definition was written, or else where all of it was.
+    fn place(&self, key: &Key, part: Option<&str>) -> Place {
         let elsewhere =
             || Place { path: format!("{} `{}` (already applied)", key.0.as_str(), key.1), line: 0, column: 0 };
-        self.places.get(key).cloned().unwrap_or_else(elsewhere)
+        self.written.get(key).map_or_else(elsewhere, |placed| placed.place_of(part).clone())
     }
 
     /// Checks one definition and fills in what it is bound to; then notes whether it differs from the newest version.
@@ -169,7 +189,7 @@ impl<'a> World<'a> {
             Kind::Model(model) => self.check_model(model),
             Kind::Deployment(deployment) => self.check_deployment(deployment),
         };
-        checked.map_err(|message| (message, self.place(&key)))?;
+        checked.map_err(|complaint| (complaint.message, self.place(&key, complaint.part.as_deref())))?;
         let before = self.existing.definitions.get(&key).and_then(|version| version.definition.as_ref()?.kind.as_ref());
         if before != Some(&definition) {
             self.changed.insert(key.clone());
@@ -213,13 +233,13 @@ impl<'a> World<'a> {
         }
     }
 
-    fn check_entity(&self, entity: &record::Entity) -> Result<(), String> {
+    fn check_entity(&self, entity: &record::Entity) -> Result<(), Complaint> {
         if entity.join_keys.is_empty() {
-            return Err(format!("Entity `{}` needs at least one join key", entity.name));
+            return Err(format!("Entity `{}` needs at least one join key", entity.name).into());
         }
         unique(entity.join_keys.iter().map(|key| key.name.as_str()), "join key")?;
         for key in &entity.join_keys {
-            reserved(&key.name)?;
+            reserved(&key.name).map_err(about(&key.name))?;
             let kind = key.r#type.unwrap_or_default();
             let allowed = !kind.list && !matches!(kind.kind(), record::ValueKind::Float32 | record::ValueKind::Float64);
             if !allowed {
@@ -227,7 +247,8 @@ impl<'a> World<'a> {
                 return Err(format!(
                     "join key `{}` is {name}; a key is an integer, string, bytes, bool, date or timestamp",
                     key.name
-                ));
+                )
+                .into());
             }
         }
         let before = self.existing.definitions.get(&(KindName::Entity, entity.name.clone()));
@@ -244,41 +265,43 @@ impl<'a> World<'a> {
             return Err(format!(
                 "the join keys of Entity `{}` cannot change, rows are stored under them; define a new entity",
                 entity.name
-            ));
+            )
+            .into());
         }
         Ok(())
     }
 
-    fn check_view(&self, view: &record::FeatureView) -> Result<(), String> {
+    fn check_view(&self, view: &record::FeatureView) -> Result<(), Complaint> {
         if view.entities.is_empty() {
-            return Err(format!("FeatureView `{}` needs at least one entity", view.name));
+            return Err(format!("FeatureView `{}` needs at least one entity", view.name).into());
         }
         if view.features.is_empty() {
-            return Err(format!("FeatureView `{}` needs at least one feature", view.name));
+            return Err(format!("FeatureView `{}` needs at least one feature", view.name).into());
         }
         unique(view.entities.iter().map(String::as_str), "entity")?;
         let mut columns = Vec::new();
         for name in &view.entities {
-            let entity = self.entity(name).ok_or_else(|| self.missing(KindName::Entity, name))?;
+            let entity = self.entity(name).ok_or_else(|| about(name)(self.missing(KindName::Entity, name)))?;
             columns.extend(entity.join_keys.iter().map(|key| key.name.as_str()));
         }
         columns.extend(view.features.iter().map(|feature| feature.name.as_str()));
-        view.features.iter().try_for_each(|feature| reserved(&feature.name))?;
+        view.features.iter().try_for_each(|it| reserved(&it.name).map_err(about(&it.name)))?;
         unique(columns.into_iter(), "column")
     }
 
-    fn check_on_demand(&self, view: &mut record::OnDemandFeatureView) -> Result<(), String> {
+    fn check_on_demand(&self, view: &mut record::OnDemandFeatureView) -> Result<(), Complaint> {
         if view.features.is_empty() {
-            return Err(format!("OnDemandFeatureView `{}` needs at least one feature", view.name));
+            return Err(format!("OnDemandFeatureView `{}` needs at least one feature", view.name).into());
         }
         unique(view.features.iter().map(|feature| feature.name.as_str()), "feature")?;
         let mut inputs = Vec::new();
         let mut resolved = Vec::new();
         for reference in &view.sources {
-            let (name, feature) = split_reference(reference)?;
-            let source = self.view(name).ok_or_else(|| self.missing(KindName::FeatureView, name))?;
+            let blame = about(reference);
+            let (name, feature) = split_reference(reference).map_err(&blame)?;
+            let source = self.view(name).ok_or_else(|| blame(self.missing(KindName::FeatureView, name)))?;
             let version = self.version(&(KindName::FeatureView, name.to_owned()));
-            for field in pick(source, feature)? {
+            for field in pick(source, feature).map_err(&blame)? {
                 inputs.push(field.clone());
                 resolved.push(record::FeatureRef {
                     view: name.to_owned(),
@@ -289,41 +312,43 @@ impl<'a> World<'a> {
             }
         }
         inputs.extend(view.request_data.iter().cloned());
-        view.request_data.iter().try_for_each(|field| reserved(&field.name))?;
+        view.request_data.iter().try_for_each(|it| reserved(&it.name).map_err(about(&it.name)))?;
         unique(inputs.iter().map(|field| field.name.as_str()), "input")?;
-        OnDemandProgram::compile(&view.name, &inputs, &view.features).map_err(|error| error.to_string())?;
+        for feature in &view.features {
+            let compiled = OnDemandProgram::compile(&view.name, &inputs, std::slice::from_ref(feature));
+            compiled.map_err(|error| about(&feature.name)(error.to_string()))?;
+        }
         view.resolved = resolved;
         Ok(())
     }
 
-    fn check_service(&self, service: &mut record::FeatureService) -> Result<(), String> {
+    fn check_service(&self, service: &mut record::FeatureService) -> Result<(), Complaint> {
         if service.features.is_empty() {
-            return Err(format!("FeatureService `{}` needs at least one feature", service.name));
+            return Err(format!("FeatureService `{}` needs at least one feature", service.name).into());
         }
         let mut resolved: Vec<record::FeatureRef> = Vec::new();
         for reference in &service.features {
-            let (name, feature) = split_reference(reference)?;
+            let blame = about(reference);
+            let (name, feature) = split_reference(reference).map_err(&blame)?;
             let (features, on_demand): (Vec<String>, bool) = if let Some(view) = self.view(name) {
-                (pick(view, feature)?.iter().map(|field| field.name.clone()).collect(), false)
+                (pick(view, feature).map_err(&blame)?.iter().map(|field| field.name.clone()).collect(), false)
             } else if let Some(view) = self.on_demand(name) {
                 let names: Vec<String> = view.features.iter().map(|field| field.name.clone()).collect();
-                (pick_name(name, &names, feature)?, true)
+                (pick_name(name, &names, feature).map_err(&blame)?, true)
             } else {
                 let both: Vec<String> =
                     [self.names(KindName::FeatureView), self.names(KindName::OnDemandFeatureView)].concat();
                 let hint =
                     nearest(name, both.iter().map(String::as_str)).map(|near| format!("; did you mean `{near}`?"));
-                return Err(format!("feature view `{name}` not found{}", hint.unwrap_or_default()));
+                return Err(blame(format!("feature view `{name}` not found{}", hint.unwrap_or_default())));
             };
             let kind = if on_demand { KindName::OnDemandFeatureView } else { KindName::FeatureView };
             let view_version = self.version(&(kind, name.to_owned()));
             for feature in features {
                 let bound = record::FeatureRef { view: name.to_owned(), view_version, feature, on_demand };
                 if resolved.contains(&bound) {
-                    return Err(format!(
-                        "`{name}:{}` stands twice in FeatureService `{}`",
-                        bound.feature, service.name
-                    ));
+                    let twice = format!("`{name}:{}` stands twice in FeatureService `{}`", bound.feature, service.name);
+                    return Err(blame(twice));
                 }
                 resolved.push(bound);
             }
@@ -332,24 +357,25 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn check_model(&self, model: &record::Model) -> Result<(), String> {
+    fn check_model(&self, model: &record::Model) -> Result<(), Complaint> {
         if !model.feature_service.is_empty()
             && !self.now.contains_key(&(KindName::FeatureService, model.feature_service.clone()))
         {
-            return Err(self.missing(KindName::FeatureService, &model.feature_service));
+            return Err(about(&model.feature_service)(self.missing(KindName::FeatureService, &model.feature_service)));
         }
         Ok(())
     }
 
-    fn check_deployment(&self, deployment: &record::Deployment) -> Result<(), String> {
+    fn check_deployment(&self, deployment: &record::Deployment) -> Result<(), Complaint> {
         if !self.now.contains_key(&(KindName::Model, deployment.model.clone())) {
-            return Err(self.missing(KindName::Model, &deployment.model));
+            return Err(about(&deployment.model)(self.missing(KindName::Model, &deployment.model)));
         }
         if !deployment.challengers.is_empty() || !deployment.shadows.is_empty() {
             return Err(format!(
                 "Deployment `{}`: challengers and shadows are not served by this version; leave them empty",
                 deployment.name
-            ));
+            )
+            .into());
         }
         Ok(())
     }
@@ -431,11 +457,11 @@ fn no_feature<'n>(view: &str, names: impl Iterator<Item = &'n str> + Clone, want
     }
 }
 
-fn unique<'n>(names: impl Iterator<Item = &'n str>, what: &str) -> Result<(), String> {
+fn unique<'n>(names: impl Iterator<Item = &'n str>, what: &str) -> Result<(), Complaint> {
     let mut seen = BTreeSet::new();
     for name in names {
         if !seen.insert(name) {
-            return Err(format!("{what} `{name}` stands twice"));
+            return Err(about(name)(format!("{what} `{name}` stands twice")));
         }
     }
     Ok(())

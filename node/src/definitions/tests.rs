@@ -169,15 +169,15 @@ fn every_complaint_has_a_place_and_a_fix() {
         "entities: [driver]",
         "entities: [drivr]",
         expect![[r#"
-        defs.yaml:5:7: Entity `drivr` not found; did you mean `driver`?
-    "#]],
+            defs.yaml:8:14: Entity `drivr` not found; did you mean `driver`?
+        "#]],
     );
     check(
         "driver_stats:rating",
         "driver_stats:ratting",
         expect![[r#"
-        defs.yaml:21:7: feature view `driver_stats` has no feature `ratting`; did you mean `rating`?
-    "#]],
+            defs.yaml:23:19: feature view `driver_stats` has no feature `ratting`; did you mean `rating`?
+        "#]],
     );
     check(
         "  ttl: 30d",
@@ -238,7 +238,7 @@ fn arms_that_are_not_served_are_refused() {
 #[test]
 fn sql_that_cannot_run_is_refused_with_its_reason() {
     let text = said(&DRIVERS.replace("trips_today * fare", "trips_today * fair"), &Existing::default());
-    assert!(text.contains("fair") && text.starts_with("defs.yaml:14:7"), "{text}");
+    assert!(text.contains("fair") && text.starts_with("defs.yaml:19:14"), "{text}");
     let text = said(&DRIVERS.replace("trips_today * fare", "random() * fare"), &Existing::default());
     assert!(text.contains("random"), "{text}");
 }
