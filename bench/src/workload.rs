@@ -64,7 +64,7 @@ impl Columns {
         (0..self.features.len()).map(move |column| self.value(column, entity))
     }
 
-    /// Rows as `DoPut` takes them: the key, the event time, the features.
+    /// Rows as `DoPut` takes them: the key, the event time (a microsecond later each row), the features.
     ///
     /// # Errors
     /// `Internal`: a bug here.
@@ -85,22 +85,18 @@ impl Columns {
 }
 
 fn event_times(rows: usize, event_us: i64) -> ArrayRef {
-    Arc::new(TimestampMicrosecondArray::from(vec![event_us; rows]).with_timezone("UTC"))
+    Arc::new(TimestampMicrosecondArray::from_iter_values((event_us..).take(rows)).with_timezone("UTC"))
 }
 
-/// The same rows at another event time. Keys and features are shared, not copied.
+/// The same rows at other event times. Keys and features are shared, not copied.
 ///
 /// # Errors
 /// `Internal`: a bug here.
 pub fn at_time(rows: &RecordBatch, event_us: i64) -> crate::Result<RecordBatch> {
     let mut columns = rows.columns().to_vec();
-    let (at, _) = rows.schema_ref().fields().find(EVENT_TIMESTAMP).unwrap_or((1, rows.schema_ref().fields().first().ok_or_else(empty)?));
-    *columns.get_mut(at).ok_or_else(empty)? = event_times(rows.num_rows(), event_us);
+    let at = rows.schema_ref().index_of(EVENT_TIMESTAMP)?;
+    columns[at] = event_times(rows.num_rows(), event_us);
     Ok(RecordBatch::try_new(rows.schema(), columns)?)
-}
-
-fn empty() -> crate::Error {
-    crate::Error::Internal("a batch without columns".to_owned())
 }
 
 /// Entity rows as a reader sends them.
@@ -172,7 +168,7 @@ mod tests {
         let rows = columns.batch(&[5, 9], 1_000).unwrap();
         let later = at_time(&rows, 2_000).unwrap();
         assert_eq!(later.num_columns(), 2 + FEATURES);
-        assert_eq!(later.column(1).as_primitive::<TimestampMicrosecondType>().values(), &[2_000, 2_000]);
+        assert_eq!(later.column(1).as_primitive::<TimestampMicrosecondType>().values(), &[2_000, 2_001]);
         assert_eq!(later.column(0), rows.column(0));
         assert_eq!(later.column(4).as_primitive::<Float32Type>().value(1), columns.value(2, 9));
     }

@@ -9,10 +9,10 @@
 //! - [`Error`]: what went wrong, with a [`ErrorKind`] that says what to do next
 //!
 //! Always true:
-//! - A write is repeated only when the cluster recognises the repetition (producer and sequence, or a request id) or
+//! - L1 a write is repeated only when the cluster recognises the repetition (producer and sequence, or a request id) or
 //!   certainly never saw the first try. [`Error::outcome_unknown`] tells when nobody knows.
-//! - One `RecordBatch` is one message: the rows of a request come back together, in the same order.
-//! - Memory is bounded: a stream holds at most [`flight::IN_FLIGHT_MAX`] unanswered batches.
+//! - L2 one `RecordBatch` is one message: the rows of a request come back together, in the same order.
+//! - memory is bounded: a stream holds at most [`flight::IN_FLIGHT_MAX`] unanswered batches.
 //!
 //! ```no_run
 //! use cairn_client::command::{GetOnlineFeatures, Ingest};

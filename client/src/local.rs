@@ -173,6 +173,11 @@ impl LocalCluster {
         &self.nodes
     }
 
+    /// The nodes that are up.
+    pub fn running(&self) -> impl Iterator<Item = &LocalNode> {
+        self.nodes.iter().filter(|node| node.is_running())
+    }
+
     /// Process id of node `at`, while it runs.
     pub fn process_id(&self, at: usize) -> Option<u32> {
         self.nodes.get(at)?.process.as_ref()?.id()

@@ -8,6 +8,7 @@ use cairn_proto::command::{EVENT_TIMESTAMP, GetHistoricalFeatures, GetOnlineFeat
 use cairn_query::historical::{CreatedCutoff, HistoricalOptions};
 use cairn_query::online::{OnlineOptions, ReadAt};
 use cairn_query::plan::{FeaturePlan, Request};
+use cairn_storage::catalog::{Catalog, DefinitionKind};
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -79,13 +80,34 @@ fn compile(node: &Node, mut key: PlanKey) -> Result<Arc<FeaturePlan>> {
         }
         (Some(_), Some(_)) => return Err(Error::invalid("name a `feature_service` or `features`, not both")),
     };
-    let plan = Arc::new(FeaturePlan::compile(&catalog, &key.project, &request, key.full_names)?);
+    let plan = FeaturePlan::compile(&catalog, &key.project, &request, key.full_names);
+    let plan = Arc::new(plan.map_err(|error| match &key.service {
+        Some((name, None)) => view_instead(&catalog, &key.project, name).unwrap_or_else(|| error.into()),
+        _ => error.into(),
+    })?);
     let mut held = node.plans.held.write();
     if held.len() >= PLANS_MAX {
         held.clear();
     }
     held.insert(key, Arc::clone(&plan));
     Ok(plan)
+}
+
+/// The refusal of a name that no feature service has, where a feature view has it.
+fn view_instead(catalog: &Catalog, project: &str, name: &str) -> Option<Error> {
+    let held = catalog.project(project).ok()?;
+    let kind = [DefinitionKind::FeatureView, DefinitionKind::OnDemandFeatureView]
+        .into_iter()
+        .find(|kind| held.definition(*kind, name).is_some())?;
+    if held.definition(DefinitionKind::FeatureService, name).is_some() {
+        return None;
+    }
+    let article = if kind == DefinitionKind::FeatureView { "a" } else { "an" };
+    Some(Error::not_found(format!(
+        "feature service `{name}` not found in project `{project}`; `{name}` is {article} {}: ask for `features` \
+         [\"{name}\"] (on the command line `{name}:`)",
+        kind.words()
+    )))
 }
 
 /// One online read, at the level asked for.
@@ -181,5 +203,86 @@ pub fn historical_options(node: &Node, ask: &GetHistoricalFeatures) -> Historica
         known_us: Some(ask.known_as_of.map_or(now_us().max(applied), |at| at.0)),
         created,
         statuses: ask.statuses,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cairn_proto::record::v1::definition::Kind;
+    use cairn_proto::record::v1::meta_command::Change;
+    use cairn_proto::record::v1::{
+        ApplyDefinitions, Definition, Entity, FeatureService, FeatureType, FeatureView, Field, MetaCommand,
+        OnDemandFeature, OnDemandFeatureView, ValueKind,
+    };
+    use cairn_storage::engine::{Engine, EngineOptions};
+    use cairn_storage::meta::Meta;
+    use cairn_storage::replica::{Entry, Replica};
+    use prost::Message;
+
+    fn int64(name: &str) -> Field {
+        let r#type = Some(FeatureType { kind: ValueKind::Int64 as i32, list: false, length: 0 });
+        Field { name: name.into(), r#type, description: String::new() }
+    }
+
+    /// Project `p`: view `rides`, on-demand view `pay`, service `eta`, and a view and a service that are both `both`.
+    fn catalog() -> Arc<Catalog> {
+        let view = |name: &str| {
+            let features = vec![int64("trips")];
+            Kind::FeatureView(FeatureView {
+                name: name.into(),
+                entities: vec!["driver".into()],
+                features,
+                ..Default::default()
+            })
+        };
+        let service = |name: &str| {
+            let features = vec!["rides".into()];
+            Kind::FeatureService(FeatureService { name: name.into(), features, ..Default::default() })
+        };
+        let pay = OnDemandFeature {
+            name: "twice".into(),
+            r#type: int64("twice").r#type,
+            sql: "trips * 2".into(),
+            description: String::new(),
+        };
+        let definitions = [
+            Kind::Entity(Entity { name: "driver".into(), join_keys: vec![int64("driver_id")], ..Default::default() }),
+            view("rides"),
+            Kind::OnDemandFeatureView(OnDemandFeatureView {
+                name: "pay".into(),
+                sources: vec!["rides".into()],
+                features: vec![pay],
+                ..Default::default()
+            }),
+            service("eta"),
+            view("both"),
+            service("both"),
+        ];
+        let definitions = definitions.map(|kind| Definition { kind: Some(kind) }).to_vec();
+        let apply = ApplyDefinitions { project: "p".into(), definitions, expected_catalog_version: 0 };
+        let change = Some(Change::ApplyDefinitions(apply));
+        let command = MetaCommand { version: 1, proposed_at_us: 1, change, ..Default::default() }.encode_to_vec();
+        let folder = tempfile::tempdir().unwrap();
+        let meta = Meta::open(&Engine::new(EngineOptions::default()), &folder.path().join("meta")).unwrap();
+        meta.apply(&[Entry { index: 1, command: Some(&command) }], b"position").unwrap();
+        meta.catalog()
+    }
+
+    #[test]
+    fn a_view_asked_for_as_a_service_is_told_how_to_ask() {
+        let catalog = catalog();
+        let told = |name: &str| view_instead(&catalog, "p", name).map(|error| (error.kind, error.message));
+        let kind = cairn_proto::ErrorKind::NotFound;
+        let rides = "feature service `rides` not found in project `p`; `rides` is a feature view: ask for `features` \
+                     [\"rides\"] (on the command line `rides:`)";
+        assert_eq!(told("rides"), Some((kind, rides.to_owned())));
+        let pay = "feature service `pay` not found in project `p`; `pay` is an on-demand feature view: ask for \
+                   `features` [\"pay\"] (on the command line `pay:`)";
+        assert_eq!(told("pay"), Some((kind, pay.to_owned())));
+        for name in ["eta", "both", "nothing"] {
+            assert_eq!(told(name), None, "{name}");
+        }
+        assert_eq!(view_instead(&catalog, "q", "rides").map(|error| error.message), None);
     }
 }

@@ -16,7 +16,7 @@ use cairn_proto::command::{CREATED_TIMESTAMP, EVENT_TIMESTAMP, Ingest, Ingested,
 use cairn_proto::record::v1 as record;
 use cairn_proto::token::Token;
 use cairn_storage::block::BlockWriter;
-use cairn_storage::keys::{EntityKeys, slot_of};
+use cairn_storage::keys::{ENTITY_KEY_BYTES_MAX, EntityKeys, slot_of};
 use cairn_storage::row::{RowEncoder, RowSchema};
 use cairn_storage::types::arrow_type;
 use prost::Message;
@@ -26,8 +26,6 @@ use tokio::time::Instant;
 pub const BATCH_ROWS_MAX: usize = 65_536;
 /// Encoded rows of one batch bound for one shard, bytes: what one log entry carries.
 const BLOCK_BYTES_MAX: usize = 32 << 20;
-const ENTITY_KEY_BYTES_MAX: usize = 1024;
-const ROW_BYTES_MAX: usize = 1 << 20;
 const PRODUCER_BYTES_MAX: usize = 256;
 /// Version of `ShardCommand` this node writes.
 const COMMAND_VERSION: u32 = 1;
@@ -169,10 +167,13 @@ impl Target {
                 continue;
             }
             packed.clear();
-            encoder.encode(row, &mut packed)?;
-            if packed.len() > ROW_BYTES_MAX {
-                prepared.reject(row, &format!("the row is {} bytes, over the limit of {ROW_BYTES_MAX}", packed.len()));
-                continue;
+            match encoder.encode(row, &mut packed) {
+                Ok(()) => {}
+                Err(cairn_storage::Error::TooLarge(reason)) => {
+                    prepared.reject(row, &reason);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
             }
             let event_us = event.value(row);
             let created_us = match &created {

@@ -128,7 +128,8 @@ async fn a_changed_ttl_keeps_the_rows() -> TestResult {
     let read = || features(&["stats:rating", "stats:trips"]);
     let before = story.online(read(), &keys).await?;
 
-    let reply = story.apply(&DRIVERS.replace("  entities: [driver]\n", "  entities: [driver]\n  ttl: 52000w\n")).await?;
+    let reply =
+        story.apply(&DRIVERS.replace("  entities: [driver]\n", "  entities: [driver]\n  ttl: 52000w\n")).await?;
     expect![[r#"
         unchanged Entity driver 1→1
         update FeatureView stats 1→2
@@ -171,17 +172,39 @@ async fn refused(story: &Story, from: &str, to: &str) -> String {
 async fn a_mistake_is_named_by_file_line_and_column() -> TestResult {
     let story = Story::one_node().await?;
     let check = async |from: &str, to: &str, expected: Expect| expected.assert_eq(&refused(&story, from, to).await);
-    check("join_keys:", "join_key:", expect![[""]]).await;
-    check("kind: FeatureView", "kind: FeatureVeiw", expect![[""]]).await;
-    check("type: float32", "type: float23", expect![[""]]).await;
-    check("entities: [driver]", "entities: [drivr]", expect![[""]]).await;
-    check("\"stats:trips\"", "\"stats:trip\"", expect![[""]]).await;
-    check("\"stats:rating\"", "\"stat:rating\"", expect![[""]]).await;
-    check("trips * fare", "trips * fair", expect![[""]]).await;
-    check("spec: {join_keys", "spec: {join_keys: [}", expect![[""]]).await;
-    check("name: stats", "name: 1stats", expect![[""]]).await;
-    check("  entities: [driver]\n", "  entities: [driver]\n  ttl: soon\n", expect![[""]]).await;
-    check("name: eta", "name: eta\nowner: me", expect![[""]]).await;
+    check("join_keys:", "join_key:", expect![[r#"
+        defs.yaml:3:8: unknown field `join_key`, expected one of description, join_keys, entities, ttl, source, features, sources, request_data, feature_service, model, champion, challengers, shadows
+    "#]]).await;
+    check("kind: FeatureView", "kind: FeatureVeiw", expect![[r#"
+        defs.yaml:5:7: `FeatureVeiw` is not a kind; the kinds are Entity, FeatureView, OnDemandFeatureView, FeatureService, Model, Deployment
+    "#]]).await;
+    check("type: float32", "type: float23", expect![[r#"
+        defs.yaml:10:7: `rating`: `float23` is not a feature type; types are bool, int32, int64, float32, float64, string, bytes, timestamp, date, and lists of numbers such as list<float32> or list<float32>[384]
+    "#]]).await;
+    check("entities: [driver]", "entities: [drivr]", expect![[r#"
+        defs.yaml:8:14: Entity `drivr` not found; did you mean `driver`?
+    "#]]).await;
+    check("\"stats:trips\"", "\"stats:trip\"", expect![[r#"
+        defs.yaml:16:13: feature view `stats` has no feature `trip`; did you mean `trips`?
+    "#]]).await;
+    check("\"stats:rating\"", "\"stat:rating\"", expect![[r#"
+        defs.yaml:22:19: feature view `stat` not found; did you mean `stats`?
+    "#]]).await;
+    check("trips * fare", "trips * fair", expect![[r#"
+        defs.yaml:18:14: on-demand feature `pay:earned`: unknown column `fair`; there are fare, trips
+    "#]]).await;
+    check("spec: {join_keys", "spec: {join_keys: [}", expect![[r#"
+        defs.yaml:3:19: mismatched bracket '[' closed by '}'
+    "#]]).await;
+    check("name: stats", "name: 1stats", expect![[r#"
+        defs.yaml:6:7: `1stats` is not a name: at most 128 letters, digits, _ or -, and no digit first
+    "#]]).await;
+    check("  entities: [driver]\n", "  entities: [driver]\n  ttl: soon\n", expect![[r#"
+        defs.yaml:9:8: `soon` is not a duration; write a number with ms, s, m, h, d or w, such as `30d`
+    "#]]).await;
+    check("name: eta", "name: eta\nowner: me", expect![[r#"
+        defs.yaml:22:1: unknown field `owner`, expected one of kind, name, spec
+    "#]]).await;
     assert_eq!(
         story.client.definitions(DEFAULT_PROJECT).await.unwrap_err().kind(),
         ErrorKind::NotFound,

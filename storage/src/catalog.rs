@@ -8,7 +8,6 @@
 //! - it is a function of the meta group's rows: rebuilt at open and install, kept up by apply with the same code
 //! - lists are in name order
 
-mod near;
 mod project;
 mod reference;
 #[cfg(test)]
@@ -74,7 +73,7 @@ impl Catalog {
     /// `NotFound` with a near name or what to do.
     pub fn project(&self, name: &str) -> Result<&Arc<Project>> {
         self.projects.get(name).ok_or_else(|| {
-            let hint = near::hint(
+            let hint = crate::near::hint(
                 name,
                 self.projects.keys().map(String::as_str),
                 "apply definitions to it first (`cairn apply --project`)",

@@ -117,8 +117,9 @@ impl EntityKeys {
     /// Encodes the join key columns, given in the order of `join_keys`.
     ///
     /// # Errors
-    /// `InvalidArgument` naming the column (and row) that is missing, of another type, or does not fit;
-    /// `TooLarge` naming a row whose key is over [`ENTITY_KEY_BYTES_MAX`].
+    /// `InvalidArgument` naming the column (and row) that is missing, of another type, or does not fit. A key over
+    /// [`ENTITY_KEY_BYTES_MAX`] is no error: nothing is ever stored under it, so who reads finds nothing, and who
+    /// writes leaves out that row alone.
     pub fn encode(join_keys: &[Field], columns: &[ArrayRef]) -> Result<Self> {
         if join_keys.is_empty() || join_keys.len() != columns.len() {
             return Err(Error::InvalidArgument(format!(
@@ -149,16 +150,9 @@ impl EntityKeys {
         };
         keys.offsets.push(0);
         for row in 0..rows {
-            let start = keys.bytes.len();
             if keys.valid.as_ref().is_none_or(|valid| valid.is_valid(row)) {
                 for part in &parts {
                     part.push(row, &mut keys.bytes);
-                }
-                let length = keys.bytes.len() - start;
-                if length > ENTITY_KEY_BYTES_MAX {
-                    return Err(Error::TooLarge(format!(
-                        "row {row}: the entity key is {length} bytes encoded, over the limit of {ENTITY_KEY_BYTES_MAX}"
-                    )));
                 }
             }
             keys.offsets.push(keys.bytes.len());
@@ -497,12 +491,18 @@ mod tests {
         check(&driver, &[Arc::new(StringArray::from(vec!["1"]))], "column `driver_id` is Utf8");
         check(&driver, &[], "0 join key columns given, 1 needed");
         check(&[field("x", "float64")], &[Arc::new(Int64Array::from(vec![1]))], "join key `x`: `float64`");
-        let long = "x".repeat(ENTITY_KEY_BYTES_MAX);
-        let text: ArrayRef = Arc::new(StringArray::from(vec!["short", &long]));
-        check(&[field("name", "string")], &[text], "row 1: the entity key is 1026 bytes");
         let widened = EntityKeys::encode(&driver, &[Arc::new(arrow_array::Int8Array::from(vec![1]))]).unwrap();
         let same = EntityKeys::encode(&driver, &[Arc::new(Int32Array::from(vec![1]))]).unwrap();
         assert_eq!(widened.get(0), same.get(0));
+    }
+
+    #[test]
+    fn a_key_over_the_limit_is_a_key_that_nothing_has() {
+        let long = "x".repeat(ENTITY_KEY_BYTES_MAX);
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["short", &long]));
+        let keys = EntityKeys::encode(&[field("name", "string")], &[text]).unwrap();
+        assert_eq!(keys.get(0).map(<[u8]>::len), Some(7));
+        assert_eq!(keys.get(1).map(<[u8]>::len), Some(ENTITY_KEY_BYTES_MAX + 2));
     }
 
     #[test]

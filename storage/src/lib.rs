@@ -8,6 +8,7 @@
 //! - [`engine`]: the one module tree that names RocksDB: column families, caches, checkpoints, installs
 //! - [`shard`]: the state machine of a feature shard, and its reads
 //! - [`meta`]: the state machine of group 0; [`catalog`]: what it knows, in memory
+//! - [`near`]: "did you mean"
 //! - [`blob`]: artifacts: content-defined chunks named by BLAKE3
 //! - [`error`]: what can go wrong
 //!
@@ -27,6 +28,7 @@ pub mod engine;
 pub mod error;
 pub mod keys;
 pub mod meta;
+pub mod near;
 pub mod replica;
 pub mod row;
 pub mod shard;

@@ -9,30 +9,27 @@
 //! training set's, or when a served model's December AUC is not the one training measured.
 
 mod flights;
-mod nodes;
+mod serving;
 
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::TimestampMicrosecondType;
-use cairn_client::command::{GetHistoricalFeatures, GetOnlineFeatures, Ingest, Ingested, Predict, ReadReply};
+use cairn_client::command::{GetHistoricalFeatures, GetOnlineFeatures, Ingest, Ingested};
 use cairn_client::definitions::read_sources;
-use cairn_client::registry::{Direction, Expected, Promotion};
-use cairn_client::{Client, Timestamp, api, read};
+use cairn_client::local::{LocalCluster, cairnd};
+use cairn_client::{Client, Timestamp, read};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use nodes::Cluster;
+use std::error::Error;
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 const PROJECT: &str = "default";
 const NAME: &str = "flight_delay"; // of the feature service, the model and the deployment
-const MODELS: [&str; 2] = ["delay_trees", "delay_mlp"];
 const TRAINING_ROWS: usize = 5_000;
-const PREDICT_ROWS: usize = 1_000;
 /// Departure times read online one by one, to compare with the training set.
 const MOMENTS: usize = 100;
-/// onnxruntime and Cairn may round a score differently; two flights that swap places move the AUC by about 1e-8.
-const AUC_TOLERANCE: f64 = 1e-5;
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
@@ -56,28 +53,37 @@ async fn run() -> Result<()> {
     }
     println!("Cairn on real flights: New York, 2013. Will a flight arrive more than 15 minutes late?\n");
 
+    let mut stop = Stop::new()?;
+    // Declared before the cluster, so that the folder goes after the processes.
+    let folder = tempfile::Builder::new().prefix("cairn-flights-").tempdir()?;
     let step = Step::new("start");
-    let mut cluster = Cluster::start(node_count).await?;
+    let mut cluster = stop.or(LocalCluster::start(&cairnd()?, folder.path(), node_count, &[])).await?;
     step.done(&format!("{node_count} node{} on {}", if node_count == 1 { "" } else { "s" }, cluster.addresses()));
-    let client = Client::connect(&cluster.addresses()).await?;
 
-    define(&client).await?;
-    let token = ingest(&client, &mut cluster).await?;
-    let metrics = flights::metrics()?;
-    let december = flights::december()?;
-    let training_set = training_set(&client, &december, &token).await?;
-    read_online(&client, &training_set, &metrics.features, &token).await?;
-    let versions = register(&client, &metrics).await?;
-    let read = predict_all(&client, &december, &versions, &metrics, &token).await?;
-    lineage(&client, &read).await?;
-
+    stop.or(Box::pin(demo(&mut cluster))).await?;
     if keep {
-        try_out(&cluster).await?;
+        try_out(&cluster)?;
+        stop.asked().await;
+        println!();
     }
     let step = Step::new("stop");
     cluster.stop().await?;
     step.done("cleanly");
     Ok(())
+}
+
+/// Everything between start and stop.
+async fn demo(cluster: &mut LocalCluster) -> Result<()> {
+    let client = Client::connect(&cluster.addresses()).await?;
+    define(&client).await?;
+    let token = ingest(&client, cluster).await?;
+    let metrics = flights::metrics()?;
+    let december = flights::december()?;
+    let training_set = training_set(&client, &december, &token).await?;
+    read_online(&client, &training_set, &metrics.features, &token).await?;
+    let versions = serving::register(&client, &metrics).await?;
+    let read = serving::predict_all(&client, &december, &versions, &metrics, &token).await?;
+    serving::lineage(&client, &read).await
 }
 
 async fn define(client: &Client) -> Result<()> {
@@ -95,9 +101,9 @@ async fn define(client: &Client) -> Result<()> {
 }
 
 /// Ingests every view's file; with three nodes, kills the leader in the middle. Returns the token of all of it.
-async fn ingest(client: &Client, cluster: &mut Cluster) -> Result<String> {
+async fn ingest(client: &Client, cluster: &mut LocalCluster) -> Result<String> {
     let step = Step::new("ingest");
-    let three = cluster.addresses().contains(',');
+    let three = cluster.nodes().len() > 1;
     let files = flights::VIEWS.iter().map(|view| flights::open(view)).collect::<Result<Vec<_>>>()?;
     let total: u64 = files.iter().map(|file| file.rows()).sum();
     let bar = ProgressBar::new(total).with_style(ProgressStyle::with_template("  {msg:16} {bar:40} {human_pos} rows")?);
@@ -116,7 +122,9 @@ async fn ingest(client: &Client, cluster: &mut Cluster) -> Result<String> {
             token.merge(&answer.token.parse()?);
             bar.inc(answer.rows_accepted + answer.rows_duplicate);
             if three && killed.is_none() && bar.position() > total / 2 {
-                killed = Some(cluster.kill_leader(client).await?);
+                let leader = cluster.leader(client, 0).await?;
+                cluster.kill(leader).await?;
+                killed = cluster.nodes().get(leader).map(|node| node.name.clone());
             }
         }
         if stored != expected {
@@ -199,164 +207,13 @@ async fn read_online(client: &Client, training_set: &RecordBatch, features: &[St
     Ok(())
 }
 
-/// A model version by number, with the name of its file.
-struct Version {
-    number: u32,
-    file: &'static str,
-}
-
-/// Registers both shipped models as versions of one registered model, and points `champion` at the first.
-async fn register(client: &Client, metrics: &flights::Metrics) -> Result<Vec<Version>> {
-    let step = Step::new("register");
-    let mut versions = Vec::new();
-    let mut shown = Vec::new();
-    for file in MODELS {
-        let file_name = format!("{file}.onnx");
-        let artifact = client.upload_file(&flights::folder().join("models").join(&file_name), None).await?;
-        let measured = metrics.models.get(file).ok_or_else(|| format!("metrics.json has no `{file}`"))?;
-        let registered = client
-            .register_model(api::RegisterModelVersionRequest {
-                project: PROJECT.into(),
-                model: NAME.into(),
-                artifact_root: artifact.root,
-                file_name,
-                metrics: [("auc".into(), measured.auc), ("log_loss".into(), measured.log_loss)].into(),
-                feature_service: NAME.into(),
-                tags: [("training_set_token".into(), metrics.training_set_token.clone())].into(),
-                author: "demo".into(),
-                description: format!("{file}, trained on January to November 2013"),
-                ..api::RegisterModelVersionRequest::default()
-            })
-            .await?;
-        shown.push(format!("{NAME}@{} = {file}.onnx ({} KB)", registered.version, artifact.size / 1000));
-        versions.push(Version { number: registered.version, file });
-    }
-    let champion = versions.first().map_or(0, |version| version.number);
-    client
-        .promote(&Promotion {
-            project: PROJECT,
-            model: NAME,
-            alias: "champion",
-            version: champion,
-            expected: Expected::None,
-            author: "demo",
-            reason: "the better AUC on December",
-        })
-        .await?;
-    step.done(&format!("{}; champion = @{champion}", shown.join(", ")));
-    Ok(versions)
-}
-
-/// Predicts every December flight with every version and with the deployment; returns what the deployment said of its
-/// first answer.
-async fn predict_all(
-    client: &Client,
-    december: &RecordBatch,
-    versions: &[Version],
-    metrics: &flights::Metrics,
-    token: &str,
-) -> Result<ReadReply> {
-    let late = flights::late(december)?;
-    let mut shown = Vec::new();
-    let mut champion = None;
-    for version in versions {
-        let step = Step::new("predict");
-        let ask = Predict { model: Some(NAME.into()), version: Some(version.number), ..predict_as_known(token) };
-        let (scores, _) = predict(client, ask, december).await?;
-        let rate = scores.len() as f64 / step.started.elapsed().as_secs_f64();
-        step.done(&format!(
-            "{} flights by entity keys with @{}, {} rows/s",
-            HumanCount(scores.len() as u64),
-            version.number,
-            HumanCount(rate as u64)
-        ));
-        let auc = flights::auc(&scores, &late);
-        let trained = metrics.models.get(version.file).map_or(f64::NAN, |measured| measured.auc);
-        shown.push(format!(
-            "  {NAME}@{} {:12} AUC {auc:.6}   as train.py measured it: {trained:.6}",
-            version.number, version.file
-        ));
-        if (auc - trained).abs() > AUC_TOLERANCE || trained.is_nan() {
-            return Err(
-                format!("{} scores AUC {auc:.6} here, and {trained:.6} when it was trained", version.file).into()
-            );
-        }
-        champion.get_or_insert(scores);
-    }
-    let first = december.slice(0, PREDICT_ROWS.min(december.num_rows()));
-    let ask = Predict { deployment: Some(NAME.into()), ..predict_as_known(token) };
-    let (scores, read) = predict(client, ask, &first).await?;
-    if champion.is_none_or(|champion| !champion.starts_with(&scores)) {
-        return Err("the deployment does not answer as its champion does".into());
-    }
-    println!(
-        "\nDecember, {} flights that arrived, {:.1} % late; features as known at scheduled departure",
-        HumanCount(late.len() as u64),
-        share(&late)
-    );
-    for line in shown {
-        println!("{line}");
-    }
-    Ok(read)
-}
-
-fn predict_as_known(token: &str) -> Predict {
-    Predict { read: read::at_least(token), ..read::predict(PROJECT) }
-}
-
-/// Scores of `rows`, each as of its own `event_timestamp`, and what the node said of the last batch.
-async fn predict(client: &Client, ask: Predict, rows: &RecordBatch) -> Result<(Vec<f64>, ReadReply)> {
-    let asked = flights::asked(rows)?;
-    let mut predictor = client.predict(ask);
-    let (mut scores, mut said) = (Vec::new(), ReadReply::default());
-    for start in (0..asked.num_rows()).step_by(PREDICT_ROWS) {
-        let batch = asked.slice(start, PREDICT_ROWS.min(asked.num_rows() - start));
-        let (answer, read) = predictor.read(&batch).await?;
-        if answer.num_rows() != batch.num_rows() {
-            return Err("a prediction is missing".into());
-        }
-        scores.extend(flights::probabilities(&answer)?);
-        said = read;
-    }
-    Ok((scores, said))
-}
-
-fn share(late: &[bool]) -> f64 {
-    100.0 * late.iter().filter(|late| **late).count() as f64 / late.len() as f64
-}
-
-/// What one prediction was made from, back to the rows.
-async fn lineage(client: &Client, read: &ReadReply) -> Result<()> {
-    let served = read.model.as_ref().ok_or("the reply does not say which model answered")?;
-    let node = format!("model_version:{PROJECT}/{}@{}", served.model, served.version);
-    let edges = client.lineage(PROJECT, &node, Direction::Up, 0).await?;
-    println!("\nLineage of a prediction of deployment `{NAME}` ({}):", served.arm);
-    println!("  artifact        {}", served.artifact_root);
-    println!("  model version   {}@{}", served.model, served.version);
-    println!("  service         {}@{}", served.feature_service, served.feature_service_version);
-    let mut views: Vec<&str> = edges
-        .iter()
-        .flat_map(|edge| [edge.from.as_str(), edge.to.as_str()])
-        .filter_map(|node| node.strip_prefix("feature_view:").or(node.strip_prefix("on_demand_feature_view:")))
-        .filter_map(|node| node.strip_prefix("default/"))
-        .collect();
-    views.sort_unstable();
-    views.dedup();
-    if views.is_empty() || !edges.iter().any(|edge| format!("{}{}", edge.from, edge.to).contains(&served.artifact_root))
-    {
-        return Err(format!("lineage of `{node}` does not reach its views and artifact: {edges:?}").into());
-    }
-    println!("  view versions   {}", views.join(", "));
-    println!("  rows            up to {}\n", read.token);
-    Ok(())
-}
-
-async fn try_out(cluster: &Cluster) -> Result<()> {
-    let address = cluster.address();
+fn try_out(cluster: &LocalCluster) -> Result<()> {
+    let addresses: Vec<&str> = cluster.running().map(|node| node.address.as_str()).collect();
+    let address = addresses.first().ok_or("no node runs")?;
     let beside = std::env::current_exe()?;
     let cairn = beside.parent().and_then(std::path::Path::parent).map(|folder| folder.join("cairn"));
     let cairn = cairn.filter(|path| path.is_file()).map_or("cairn".into(), |path| path.display().to_string());
-    println!("Running on {} with its data in {}. Try:\n", cluster.addresses(), cluster.folder().display());
+    println!("Running on {} with its data in {}. Try:\n", addresses.join(","), cluster.folder().display());
     println!(
         "  {cairn} --node {address} get weather:temp,origin_delays:origin_late_share_1d --entity origin=EWR,JFK,LGA \
          --as-of 2013-12-10T17:00:00Z"
@@ -367,13 +224,34 @@ async fn try_out(cluster: &Cluster) -> Result<()> {
     );
     println!("  CAIRN_NODE={address} python client/examples/pyarrow_only.py\n");
     println!("Ctrl-C stops it and removes its data.");
-    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        outcome = tokio::signal::ctrl_c() => outcome?,
-        _ = terminated.recv() => {}
-    }
-    println!();
     Ok(())
+}
+
+/// Ctrl-C and SIGTERM: taken from the first moment on, so that no process outlives the demo.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// What `work` gives, unless the demo is asked to stop before.
+    async fn or<T, E: Into<Box<dyn Error>>>(&mut self, work: impl Future<Output = Result<T, E>>) -> Result<T> {
+        tokio::select! {
+            done = work => done.map_err(Into::into),
+            () = self.asked() => Err("asked to stop".into()),
+        }
+    }
 }
 
 /// A line of the report: what was done, and how long it took.

@@ -124,8 +124,9 @@ pub struct ReadArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct GetArgs {
-    /// A feature service, or features such as `driver_stats:rating,driver_stats:trips_today`.
-    #[arg(value_name = "SERVICE|VIEW:FEATURE,…")]
+    /// A feature service, or features such as `driver_stats:rating,driver_stats:trips_today`; `driver_stats:` means all
+    /// of that view.
+    #[arg(value_name = "SERVICE|VIEW:[FEATURE],…")]
     pub features: String,
     /// Entity keys; repeat for composite keys. One value counts for all rows; write `\,` for a comma in a value.
     #[arg(long = "entity", required = true, value_name = "KEY=VALUE,…", value_parser = entity)]
@@ -145,8 +146,9 @@ pub struct GetArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct JoinArgs {
-    /// A feature service, or features such as `driver_stats:rating,driver_stats:trips_today`.
-    #[arg(value_name = "SERVICE|VIEW:FEATURE,…")]
+    /// A feature service, or features such as `driver_stats:rating,driver_stats:trips_today`; `driver_stats:` means all
+    /// of that view.
+    #[arg(value_name = "SERVICE|VIEW:[FEATURE],…")]
     pub features: String,
     /// Parquet or CSV file with the join keys and a time for each row.
     pub spine: PathBuf,

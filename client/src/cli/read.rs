@@ -189,14 +189,18 @@ impl ReadArgs {
     }
 }
 
-/// A name is a service; anything with `:` or `,` is a list of features.
+/// A name is a service; anything with `:` or `,` is a list of features, in which `view:` means the whole view.
 fn service_or_features(text: &str) -> Result<(Option<String>, Option<Vec<String>>), Failure> {
     if !text.contains([':', ',']) {
         return Ok((Some(text.to_owned()), None));
     }
-    let features: Vec<_> = text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    // The node calls a whole view by its bare name, which here is a service's.
+    let feature = |name: &str| name.strip_suffix(':').filter(|view| !view.contains(':')).unwrap_or(name).to_owned();
+    let features: Vec<_> = text.split(',').map(str::trim).map(feature).filter(|name| !name.is_empty()).collect();
     if features.is_empty() {
-        return Err(Failure::input(format!("`{text}` names no feature; write VIEW:FEATURE,VIEW:FEATURE")));
+        return Err(Failure::input(format!(
+            "`{text}` names no feature; write VIEW:FEATURE,VIEW:FEATURE, or VIEW: for all"
+        )));
     }
     Ok((None, Some(features)))
 }
@@ -276,7 +280,18 @@ mod tests {
         assert_eq!(read("eta"), (Some("eta".into()), None));
         assert_eq!(read("v:a, w"), (None, Some(vec!["v:a".into(), "w".into()])));
         assert_eq!(read("v@2:a"), (None, Some(vec!["v@2:a".into()])));
-        assert!(service_or_features(",").is_err());
+        for text in [",", ":", ":,"] {
+            assert!(service_or_features(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_view_with_a_colon_is_the_whole_view() {
+        let read = |text: &str| service_or_features(text).unwrap().1.unwrap();
+        assert_eq!(read("v:"), ["v"]);
+        assert_eq!(read("v@2:"), ["v@2"]);
+        assert_eq!(read("v:, w:a"), ["v", "w:a"]);
+        assert_eq!(read("v:a:"), ["v:a:"], "the node refuses it, in full");
     }
 
     #[test]

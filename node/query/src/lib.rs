@@ -9,9 +9,10 @@
 //! - [`error`]: what can go wrong
 //!
 //! Always true (each rule of the join is a test in `historical::tests`):
-//! - one output row per input row, in input order, whatever the input
-//! - an online read at T equals the join of the same keys at T
-//! - the answer does not depend on batch sizes, shards or the order of views
+//! - Q1 one output row per input row, in input order, whatever the input
+//! - Q2 an online read at T equals the join of the same keys at T
+//! - Q3 the answer does not depend on batch sizes, shards or the order of views
+//! - Q4 nothing from a row's future is in its features
 //!
 //! Not here: Raft, networking, definitions as files, model execution.
 

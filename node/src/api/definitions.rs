@@ -1,6 +1,6 @@
 //! `plan`, `apply` and `list` of definitions.
 
-use crate::definitions::resolve::{Existing, KindName, key_of};
+use crate::definitions::resolve::{Existing, key_of};
 use crate::definitions::{self, Plan};
 use crate::error::{Error, Result};
 use crate::meta_write;
@@ -9,7 +9,7 @@ use cairn_proto::ErrorKind;
 use cairn_proto::api::v1 as api;
 use cairn_proto::record::v1 as record;
 use cairn_proto::token::Token;
-use cairn_storage::catalog::Catalog;
+use cairn_storage::catalog::{Catalog, DefinitionKind};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -47,13 +47,14 @@ impl api::definitions_server::Definitions for Definitions {
         if existing.catalog_version == 0 {
             catalog.project(&project).map_err(Error::from)?;
         }
-        let row = |((kind, name), version): (&(KindName, String), &record::DefinitionVersion)| api::DefinitionRow {
-            kind: kind.as_str().to_owned(),
-            name: name.clone(),
-            version: version.version,
-            summary: summary(version),
-            applied_us: version.applied_us,
-        };
+        let row =
+            |((kind, name), version): (&(DefinitionKind, String), &record::DefinitionVersion)| api::DefinitionRow {
+                kind: kind.as_str().to_owned(),
+                name: name.clone(),
+                version: version.version,
+                summary: summary(version),
+                applied_us: version.applied_us,
+            };
         Ok(Response::new(api::ListDefinitionsReply { rows: existing.definitions.iter().map(row).collect() }))
     }
 }

@@ -8,6 +8,8 @@ use cairn_proto::api::v1::Change;
 use cairn_proto::command::{CREATED_TIMESTAMP, EVENT_TIMESTAMP};
 use cairn_proto::record::v1 as record;
 use cairn_query::expr::OnDemandProgram;
+use cairn_storage::catalog::DefinitionKind;
+use cairn_storage::near::nearest;
 use record::definition::Kind;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,39 +22,16 @@ pub struct Existing {
 }
 
 /// Kind and name. Feature views and on-demand feature views share one name space.
-pub type Key = (KindName, String);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum KindName {
-    Entity,
-    FeatureView,
-    OnDemandFeatureView,
-    FeatureService,
-    Model,
-    Deployment,
-}
-
-impl KindName {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Entity => "Entity",
-            Self::FeatureView => "FeatureView",
-            Self::OnDemandFeatureView => "OnDemandFeatureView",
-            Self::FeatureService => "FeatureService",
-            Self::Model => "Model",
-            Self::Deployment => "Deployment",
-        }
-    }
-}
+pub type Key = (DefinitionKind, String);
 
 pub fn key_of(kind: &Kind) -> Key {
     match kind {
-        Kind::Entity(it) => (KindName::Entity, it.name.clone()),
-        Kind::FeatureView(it) => (KindName::FeatureView, it.name.clone()),
-        Kind::OnDemandFeatureView(it) => (KindName::OnDemandFeatureView, it.name.clone()),
-        Kind::FeatureService(it) => (KindName::FeatureService, it.name.clone()),
-        Kind::Model(it) => (KindName::Model, it.name.clone()),
-        Kind::Deployment(it) => (KindName::Deployment, it.name.clone()),
+        Kind::Entity(it) => (DefinitionKind::Entity, it.name.clone()),
+        Kind::FeatureView(it) => (DefinitionKind::FeatureView, it.name.clone()),
+        Kind::OnDemandFeatureView(it) => (DefinitionKind::OnDemandFeatureView, it.name.clone()),
+        Kind::FeatureService(it) => (DefinitionKind::FeatureService, it.name.clone()),
+        Kind::Model(it) => (DefinitionKind::Model, it.name.clone()),
+        Kind::Deployment(it) => (DefinitionKind::Deployment, it.name.clone()),
     }
 }
 
@@ -83,12 +62,12 @@ pub fn plan(project: &str, placed: Vec<Placed>, existing: &Existing) -> Result<P
     }
     // Dependencies first: each step only looks at what earlier steps have bound.
     let order = [
-        KindName::Entity,
-        KindName::FeatureView,
-        KindName::OnDemandFeatureView,
-        KindName::FeatureService,
-        KindName::Model,
-        KindName::Deployment,
+        DefinitionKind::Entity,
+        DefinitionKind::FeatureView,
+        DefinitionKind::OnDemandFeatureView,
+        DefinitionKind::FeatureService,
+        DefinitionKind::Model,
+        DefinitionKind::Deployment,
     ];
     for kind in order {
         let names: Vec<String> = world.names(kind);
@@ -152,8 +131,8 @@ impl<'a> World<'a> {
             return Err(problem(format!("{} `{}` is defined twice; first at {first}", key.0.as_str(), key.1)));
         }
         let twin = match key.0 {
-            KindName::FeatureView => Some(KindName::OnDemandFeatureView),
-            KindName::OnDemandFeatureView => Some(KindName::FeatureView),
+            DefinitionKind::FeatureView => Some(DefinitionKind::OnDemandFeatureView),
+            DefinitionKind::OnDemandFeatureView => Some(DefinitionKind::FeatureView),
             _ => None,
         };
         if let Some(twin) = twin
@@ -166,7 +145,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn names(&self, kind: KindName) -> Vec<String> {
+    fn names(&self, kind: DefinitionKind) -> Vec<String> {
         self.now.keys().filter(|key| key.0 == kind).map(|key| key.1.clone()).collect()
     }
 
@@ -178,7 +157,7 @@ impl<'a> World<'a> {
     }
 
     /// Checks one definition and fills in what it is bound to; then notes whether it differs from the newest version.
-    fn bind(&mut self, kind: KindName, name: &str) -> Bound {
+    fn bind(&mut self, kind: DefinitionKind, name: &str) -> Bound {
         let key = (kind, name.to_owned());
         let Some(mut definition) = self.now.get(&key).cloned() else { return Ok(()) };
         let checked = match &mut definition {
@@ -199,21 +178,21 @@ impl<'a> World<'a> {
     }
 
     fn entity(&self, name: &str) -> Option<&record::Entity> {
-        match self.now.get(&(KindName::Entity, name.to_owned()))? {
+        match self.now.get(&(DefinitionKind::Entity, name.to_owned()))? {
             Kind::Entity(entity) => Some(entity),
             _ => None,
         }
     }
 
     fn view(&self, name: &str) -> Option<&record::FeatureView> {
-        match self.now.get(&(KindName::FeatureView, name.to_owned()))? {
+        match self.now.get(&(DefinitionKind::FeatureView, name.to_owned()))? {
             Kind::FeatureView(view) => Some(view),
             _ => None,
         }
     }
 
     fn on_demand(&self, name: &str) -> Option<&record::OnDemandFeatureView> {
-        match self.now.get(&(KindName::OnDemandFeatureView, name.to_owned()))? {
+        match self.now.get(&(DefinitionKind::OnDemandFeatureView, name.to_owned()))? {
             Kind::OnDemandFeatureView(view) => Some(view),
             _ => None,
         }
@@ -225,7 +204,7 @@ impl<'a> World<'a> {
         if self.changed.contains(key) { newest + 1 } else { newest }
     }
 
-    fn missing(&self, kind: KindName, name: &str) -> String {
+    fn missing(&self, kind: DefinitionKind, name: &str) -> String {
         let names = self.names(kind);
         match nearest(name, names.iter().map(String::as_str)) {
             Some(near) => format!("{} `{name}` not found; did you mean `{near}`?", kind.as_str()),
@@ -251,7 +230,7 @@ impl<'a> World<'a> {
                 .into());
             }
         }
-        let before = self.existing.definitions.get(&(KindName::Entity, entity.name.clone()));
+        let before = self.existing.definitions.get(&(DefinitionKind::Entity, entity.name.clone()));
         let before = before.and_then(|version| match version.definition.as_ref()?.kind.as_ref()? {
             Kind::Entity(old) => Some(old),
             _ => None,
@@ -281,7 +260,7 @@ impl<'a> World<'a> {
         unique(view.entities.iter().map(String::as_str), "entity")?;
         let mut columns = Vec::new();
         for name in &view.entities {
-            let entity = self.entity(name).ok_or_else(|| about(name)(self.missing(KindName::Entity, name)))?;
+            let entity = self.entity(name).ok_or_else(|| about(name)(self.missing(DefinitionKind::Entity, name)))?;
             columns.extend(entity.join_keys.iter().map(|key| key.name.as_str()));
         }
         columns.extend(view.features.iter().map(|feature| feature.name.as_str()));
@@ -299,8 +278,8 @@ impl<'a> World<'a> {
         for reference in &view.sources {
             let blame = about(reference);
             let (name, feature) = split_reference(reference).map_err(&blame)?;
-            let source = self.view(name).ok_or_else(|| blame(self.missing(KindName::FeatureView, name)))?;
-            let version = self.version(&(KindName::FeatureView, name.to_owned()));
+            let source = self.view(name).ok_or_else(|| blame(self.missing(DefinitionKind::FeatureView, name)))?;
+            let version = self.version(&(DefinitionKind::FeatureView, name.to_owned()));
             for field in pick(source, feature).map_err(&blame)? {
                 inputs.push(field.clone());
                 resolved.push(record::FeatureRef {
@@ -337,12 +316,12 @@ impl<'a> World<'a> {
                 (pick_name(name, &names, feature).map_err(&blame)?, true)
             } else {
                 let both: Vec<String> =
-                    [self.names(KindName::FeatureView), self.names(KindName::OnDemandFeatureView)].concat();
+                    [self.names(DefinitionKind::FeatureView), self.names(DefinitionKind::OnDemandFeatureView)].concat();
                 let hint =
                     nearest(name, both.iter().map(String::as_str)).map(|near| format!("; did you mean `{near}`?"));
                 return Err(blame(format!("feature view `{name}` not found{}", hint.unwrap_or_default())));
             };
-            let kind = if on_demand { KindName::OnDemandFeatureView } else { KindName::FeatureView };
+            let kind = if on_demand { DefinitionKind::OnDemandFeatureView } else { DefinitionKind::FeatureView };
             let view_version = self.version(&(kind, name.to_owned()));
             for feature in features {
                 let bound = record::FeatureRef { view: name.to_owned(), view_version, feature, on_demand };
@@ -359,16 +338,18 @@ impl<'a> World<'a> {
 
     fn check_model(&self, model: &record::Model) -> Result<(), Complaint> {
         if !model.feature_service.is_empty()
-            && !self.now.contains_key(&(KindName::FeatureService, model.feature_service.clone()))
+            && !self.now.contains_key(&(DefinitionKind::FeatureService, model.feature_service.clone()))
         {
-            return Err(about(&model.feature_service)(self.missing(KindName::FeatureService, &model.feature_service)));
+            return Err(about(&model.feature_service)(
+                self.missing(DefinitionKind::FeatureService, &model.feature_service),
+            ));
         }
         Ok(())
     }
 
     fn check_deployment(&self, deployment: &record::Deployment) -> Result<(), Complaint> {
-        if !self.now.contains_key(&(KindName::Model, deployment.model.clone())) {
-            return Err(about(&deployment.model)(self.missing(KindName::Model, &deployment.model)));
+        if !self.now.contains_key(&(DefinitionKind::Model, deployment.model.clone())) {
+            return Err(about(&deployment.model)(self.missing(DefinitionKind::Model, &deployment.model)));
         }
         if !deployment.challengers.is_empty() || !deployment.shadows.is_empty() {
             return Err(format!(
@@ -475,30 +456,4 @@ fn reserved(name: &str) -> Result<(), String> {
         return Err(format!("`{name}` ends in `__status`, which names status columns; choose another"));
     }
     Ok(())
-}
-
-/// The name closest to `wanted`, if it is close enough to be a typo of it.
-pub fn nearest<'n>(wanted: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    let limit = wanted.chars().count().div_ceil(3).max(1);
-    names.map(|name| (edit_distance(wanted, name), name)).filter(|(far, _)| *far <= limit).min().map(|(_, name)| name)
-}
-
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, cb) in row.iter_mut().skip(1).zip(&b) {
-            let above = *cell;
-            let changed = diagonal + usize::from(ca != *cb);
-            left = changed.min(above + 1).min(left + 1);
-            diagonal = above;
-            *cell = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or(0)
 }

@@ -1,7 +1,7 @@
 //! What users write, what they are told, what would change.
 
 use super::parse::{duration_us, parse};
-use super::resolve::{Existing, key_of, nearest, plan};
+use super::resolve::{Existing, key_of, plan};
 use cairn_proto::api::v1::SourceFile;
 use cairn_proto::record::v1 as record;
 use expect_test::{Expect, expect};
@@ -257,10 +257,4 @@ fn durations_read_as_written() {
     for text in ["", "30", "d", "-1d", "1.5h", "99999999999999d"] {
         assert_eq!(duration_us(text), None, "{text}");
     }
-}
-
-#[test]
-fn near_names_are_near() {
-    assert_eq!(nearest("ratting", ["rating", "trips"].into_iter()), Some("rating"));
-    assert_eq!(nearest("xyz", ["rating", "trips"].into_iter()), None);
 }

@@ -41,7 +41,8 @@ fn send(address: &str, request: &str) -> TestResult<Answer> {
     stream.read_to_string(&mut text)?;
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("not an HTTP answer: {text:?}"))?;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-    let announced = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let announced =
+        head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
     if announced.is_some_and(|length: usize| length != body.len()) {
         return Err(format!("the answer was cut off: {text:?}").into());
     }

@@ -82,8 +82,7 @@ impl Story {
     ) -> cairn_client::Result<(RecordBatch, ReadReply)> {
         let batches: Vec<_> = spine.iter().cloned().map(Ok).collect();
         let schema = spine[0].schema();
-        let mut joined =
-            self.client.historical_features(ask.clone(), schema, futures::stream::iter(batches)).await?;
+        let mut joined = self.client.historical_features(ask.clone(), schema, futures::stream::iter(batches)).await?;
         let mut parts = Vec::new();
         while let Some(part) = joined.next().await? {
             parts.push(part);

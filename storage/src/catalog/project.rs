@@ -1,6 +1,6 @@
 //! One project: all versions of its definitions, its registered models.
 
-use super::near;
+use crate::near;
 use crate::{Error, Result};
 use cairn_proto::record::v1::definition::Kind;
 use cairn_proto::record::v1::{

@@ -66,7 +66,7 @@ impl Project {
                 Some(feature) if names.contains(&feature.as_str()) => vec![feature.as_str()],
                 Some(feature) => {
                     let view = format!("{}@{view_version}", reference.view);
-                    let hint = super::near::hint(feature, names.iter().copied(), "it has no features");
+                    let hint = crate::near::hint(feature, names.iter().copied(), "it has no features");
                     return Err(Error::NotFound(format!(
                         "feature `{feature}` not found in feature view `{view}`; {hint}"
                     )));

@@ -21,7 +21,8 @@ pub fn hint<'a>(name: &str, candidates: impl Iterator<Item = &'a str> + Clone, f
     format!("there is `{}`{more}", names.join("`, `"))
 }
 
-fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+/// The name that `name` is most likely a typo of, if one is close enough. Case does not count.
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let bound = (name.chars().count() / 3).clamp(1, 3);
     let lower = name.to_lowercase();
     let near = candidates

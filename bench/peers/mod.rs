@@ -1,0 +1,7 @@
+//! What a team would run instead of Cairn, on the same keys, batches and loop.
+//!
+//! - [`resp`]: Redis's protocol, as little of it as a fast client needs
+//! - [`redis`]: a server of our own on a free port, its two layouts, and one client of each kind
+
+pub mod redis;
+pub mod resp;
