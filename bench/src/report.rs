@@ -1,6 +1,6 @@
 //! The report: a table for people on stdout, and every number as a line of JSON.
 //!
-//! Always true: a cell is printed as soon as it is measured; a ratio is of two numbers of the same cell and run; `†`
+//! Always true: a cell is printed as soon as it is measured; a ratio is of two numbers of the same load and run; `†`
 //! marks a number beside which other processes kept more than a tenth of a core busy.
 
 use crate::error::{Error, Result};

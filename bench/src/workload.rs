@@ -113,7 +113,7 @@ pub fn key_lists(entities: u64, size: usize, count: usize, seed: u64) -> Vec<Vec
     let id = |counter: usize| {
         let uniform = (hash(KEY_STREAM + seed, counter as u64) >> 11) as f64 / (1_u64 << 53) as f64;
         let rank = (entities as f64).powf(uniform) as u64 - 1;
-        // A multiplier prime to every N keeps ids distinct; neighbours in rank lie far apart.
+        // The multiplier is a prime above every N, so ids stay distinct; neighbours in rank lie far apart.
         (rank.wrapping_mul(2_654_435_761) % entities.max(1)).cast_signed()
     };
     (0..count).map(|list| (list * size..(list + 1) * size).map(id).collect()).collect()

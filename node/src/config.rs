@@ -4,6 +4,7 @@ use clap::Parser;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Command line of `cairnd`. Every flag also stands in the config file under the same name; the command line wins.
 #[derive(Debug, Parser)]
@@ -33,6 +34,9 @@ pub struct Args {
     /// Join the cluster of the node at this peer address. Ignored once the data directory belongs to a cluster.
     #[arg(long, value_name = "HOST:PEERPORT")]
     pub join: Option<String>,
+    /// How long a join is tried, and then waits for the cluster's first entry, seconds. [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub join_timeout_s: Option<u64>,
     /// Feature shards of a new cluster, 1 to 64. [default: 4]
     #[arg(long)]
     pub shards: Option<u32>,
@@ -61,6 +65,7 @@ struct FileConfig {
     peer_advertise: Option<String>,
     name: Option<String>,
     join: Option<String>,
+    join_timeout_s: Option<u64>,
     shards: Option<u32>,
     cache_mib: Option<u64>,
     executor_threads: Option<usize>,
@@ -79,6 +84,8 @@ pub struct NodeConfig {
     pub peer_advertise: Option<String>,
     pub name: Option<String>,
     pub join: Option<String>,
+    /// 60 s, because a cluster that restarts as a whole needs a while to elect its leaders.
+    pub join_timeout: Duration,
     /// Of a new cluster; 4 because a two-core node applies about that many groups side by side.
     pub shards: u32,
     pub cache_bytes: usize,
@@ -111,6 +118,10 @@ impl NodeConfig {
         if snapshot_entries == 0 {
             return Err("`snapshot-entries` is 0; it must be 1 or more".to_owned());
         }
+        let join_timeout_s = args.join_timeout_s.or(file.join_timeout_s).unwrap_or(60);
+        if !(1..=86_400).contains(&join_timeout_s) {
+            return Err(format!("`join-timeout-s` is {join_timeout_s}; it must be 1 to 86400"));
+        }
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         let name = args.name.or(file.name);
         if let Some(name) = &name
@@ -128,6 +139,7 @@ impl NodeConfig {
             peer_advertise: args.peer_advertise.or(file.peer_advertise),
             name,
             join: args.join.or(file.join),
+            join_timeout: Duration::from_secs(join_timeout_s),
             shards,
             cache_bytes: usize::try_from(args.cache_mib.or(file.cache_mib).unwrap_or(512) << 20)
                 .map_err(|_| "`cache-mib` is too large".to_owned())?,
@@ -170,6 +182,7 @@ mod tests {
     fn bad_settings_are_named() {
         assert!(resolve("cairnd --shards 0").unwrap_err().contains("`shards` is 0"));
         assert!(resolve("cairnd --snapshot-entries 0").unwrap_err().contains("`snapshot-entries` is 0"));
+        assert!(resolve("cairnd --join-timeout-s 0").unwrap_err().contains("`join-timeout-s` is 0"));
         assert!(resolve("cairnd --listen nonsense").unwrap_err().contains("`listen`"));
     }
 

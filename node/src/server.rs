@@ -27,8 +27,6 @@ use tonic::service::Routes;
 
 /// How long open requests may take once the node is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How long a joining node waits for the cluster's first entry.
-const FIRST_ENTRY: Duration = Duration::from_secs(60);
 /// HTTP/2: uploads of one connection share its window, so it is wider than a stream's.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -70,7 +68,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     })?;
     let node = start(config, &listener, peer_listener).await?;
     let mut failure = node.cluster.failure();
-    let gate = node.writes.watch(node.config.data_dir.clone(), node.config.disk_reserve_bytes);
+    let gate = node.writes.watch();
     // Printed on its own, so that scripts and people can wait for it.
     println!("cairnd ready: clients {} peers {}", node.client_address, node.peer_address);
 
@@ -131,7 +129,7 @@ async fn start(
             ..SnapshotOptions::default()
         },
         wal: Default::default(),
-        join_timeout: FIRST_ENTRY,
+        join_timeout: config.join_timeout,
         proposal_bytes_max: 256 << 20,
         clock: now_us,
     };
@@ -144,16 +142,16 @@ async fn start(
     let (meta, blobs) = (stores.meta().ok_or_else(missing)?, stores.blobs().ok_or_else(missing)?);
 
     // The slot map is in the cluster's first entry; a node that has just joined receives it.
-    let deadline = tokio::time::Instant::now() + FIRST_ENTRY;
+    let deadline = tokio::time::Instant::now() + config.join_timeout;
     let mut tick = tokio::time::interval(Duration::from_millis(5));
     let info = loop {
         if let Some(info) = meta.catalog().cluster() {
             break Arc::clone(info);
         }
         if tokio::time::Instant::now() > deadline {
-            let seconds = FIRST_ENTRY.as_secs();
+            let waited = config.join_timeout;
             return Err(Error::Stopped(format!(
-                "the cluster's first entry did not arrive within {seconds} s; is a quorum of it up?"
+                "the cluster's first entry did not arrive within {waited:?}; is a quorum of it up?"
             )));
         }
         tick.tick().await;
@@ -173,7 +171,7 @@ async fn start(
         executor,
         loading: tokio::sync::Mutex::new(()),
         plans: PlanCache::default(),
-        writes: WriteGate::default(),
+        writes: WriteGate::new(config.data_dir.clone(), config.disk_reserve_bytes),
         metrics: Metrics::default(),
         streams: Node::new_streams(),
         joins: Node::new_joins(),

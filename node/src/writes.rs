@@ -7,48 +7,63 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often free space is looked at. At 1 GiB/s of ingest a second fills four default reserves, so this is short.
+/// How often free space is looked at while nothing is written, for `cairn status` and the metrics.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Why writes are refused; `None` = they are not.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct WriteGate {
+    data_dir: PathBuf,
+    reserve_bytes: u64,
     reason: Arc<RwLock<Option<String>>>,
 }
 
 impl WriteGate {
+    /// - `data_dir`: whose disk is looked at
+    /// - `reserve_bytes`: what must stay free of it for writes to be taken
+    pub fn new(data_dir: PathBuf, reserve_bytes: u64) -> Self {
+        Self { data_dir, reserve_bytes, reason: Arc::default() }
+    }
+
+    /// Looks at the disk, because a quarter of a second of ingest can fill a reserve.
+    ///
     /// # Errors
     /// `ReadOnly` with the reason and the fix.
     pub fn check(&self) -> Result<()> {
-        match self.reason.read().as_ref() {
+        match self.look() {
             None => Ok(()),
-            Some(reason) => Err(Error::new(ErrorKind::ReadOnly, reason.clone())),
+            Some(reason) => Err(Error::new(ErrorKind::ReadOnly, reason)),
         }
     }
 
+    /// As the last look found it.
     pub fn reason(&self) -> Option<String> {
         self.reason.read().clone()
     }
 
-    fn set(&self, reason: Option<String>) {
-        let mut held = self.reason.write();
-        if *held != reason {
-            match &reason {
-                Some(reason) => tracing::error!(%reason, "read-only"),
-                None => tracing::info!("writes are taken again"),
+    fn look(&self) -> Option<String> {
+        let found = full(&self.data_dir, self.reserve_bytes);
+        let changed = *self.reason.read() != found;
+        if changed {
+            let mut held = self.reason.write();
+            match (&*held, &found) {
+                (None, Some(reason)) => tracing::error!(%reason, "read-only"),
+                (Some(_), None) => tracing::info!("writes are taken again"),
+                _ => {}
             }
-            *held = reason;
+            held.clone_from(&found);
         }
+        found
     }
 
-    /// Watches the data directory's disk for as long as the node runs.
-    pub fn watch(&self, data_dir: PathBuf, reserve_bytes: u64) -> tokio::task::JoinHandle<()> {
+    /// Watches the disk for as long as the node runs.
+    pub fn watch(&self) -> tokio::task::JoinHandle<()> {
         let gate = self.clone();
         tokio::spawn(async move {
             let mut tick = tokio::time::interval(LOOK_EVERY);
             loop {
                 tick.tick().await;
-                gate.set(full(&data_dir, reserve_bytes));
+                gate.look();
             }
         })
     }
@@ -75,14 +90,15 @@ mod tests {
     #[test]
     fn a_disk_below_its_reserve_refuses_writes_and_says_why() {
         let dir = tempfile::tempdir().unwrap();
-        let gate = WriteGate::default();
-        gate.set(full(dir.path(), 0));
+        let mut gate = WriteGate::new(dir.path().to_owned(), 0);
         assert!(gate.check().is_ok());
-        gate.set(full(dir.path(), u64::MAX));
+        gate.reserve_bytes = u64::MAX;
         let error = gate.check().unwrap_err();
         assert_eq!(error.kind, ErrorKind::ReadOnly);
         assert!(error.message.contains("disk is full"), "{error}");
-        gate.set(full(dir.path(), 0));
+        assert_eq!(gate.reason(), Some(error.message));
+        gate.reserve_bytes = 0;
         assert!(gate.check().is_ok());
+        assert_eq!(gate.reason(), None);
     }
 }

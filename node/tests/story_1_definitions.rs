@@ -181,30 +181,70 @@ async fn a_mistake_is_named_by_file_line_and_column() -> TestResult {
     check("type: float32", "type: float23", expect![[r#"
         defs.yaml:10:7: `rating`: `float23` is not a feature type; types are bool, int32, int64, float32, float64, string, bytes, timestamp, date, and lists of numbers such as list<float32> or list<float32>[384]
     "#]]).await;
-    check("entities: [driver]", "entities: [drivr]", expect![[r#"
+    check(
+        "entities: [driver]",
+        "entities: [drivr]",
+        expect![[r#"
         defs.yaml:8:14: Entity `drivr` not found; did you mean `driver`?
-    "#]]).await;
-    check("\"stats:trips\"", "\"stats:trip\"", expect![[r#"
+    "#]],
+    )
+    .await;
+    check(
+        "\"stats:trips\"",
+        "\"stats:trip\"",
+        expect![[r#"
         defs.yaml:16:13: feature view `stats` has no feature `trip`; did you mean `trips`?
-    "#]]).await;
-    check("\"stats:rating\"", "\"stat:rating\"", expect![[r#"
+    "#]],
+    )
+    .await;
+    check(
+        "\"stats:rating\"",
+        "\"stat:rating\"",
+        expect![[r#"
         defs.yaml:22:19: feature view `stat` not found; did you mean `stats`?
-    "#]]).await;
-    check("trips * fare", "trips * fair", expect![[r#"
+    "#]],
+    )
+    .await;
+    check(
+        "trips * fare",
+        "trips * fair",
+        expect![[r#"
         defs.yaml:18:14: on-demand feature `pay:earned`: unknown column `fair`; there are fare, trips
-    "#]]).await;
-    check("spec: {join_keys", "spec: {join_keys: [}", expect![[r#"
+    "#]],
+    )
+    .await;
+    check(
+        "spec: {join_keys",
+        "spec: {join_keys: [}",
+        expect![[r#"
         defs.yaml:3:19: mismatched bracket '[' closed by '}'
-    "#]]).await;
-    check("name: stats", "name: 1stats", expect![[r#"
+    "#]],
+    )
+    .await;
+    check(
+        "name: stats",
+        "name: 1stats",
+        expect![[r#"
         defs.yaml:6:7: `1stats` is not a name: at most 128 letters, digits, _ or -, and no digit first
-    "#]]).await;
-    check("  entities: [driver]\n", "  entities: [driver]\n  ttl: soon\n", expect![[r#"
+    "#]],
+    )
+    .await;
+    check(
+        "  entities: [driver]\n",
+        "  entities: [driver]\n  ttl: soon\n",
+        expect![[r#"
         defs.yaml:9:8: `soon` is not a duration; write a number with ms, s, m, h, d or w, such as `30d`
-    "#]]).await;
-    check("name: eta", "name: eta\nowner: me", expect![[r#"
+    "#]],
+    )
+    .await;
+    check(
+        "name: eta",
+        "name: eta\nowner: me",
+        expect![[r#"
         defs.yaml:22:1: unknown field `owner`, expected one of kind, name, spec
-    "#]]).await;
+    "#]],
+    )
+    .await;
     assert_eq!(
         story.client.definitions(DEFAULT_PROJECT).await.unwrap_err().kind(),
         ErrorKind::NotFound,

@@ -19,9 +19,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use support::chance::Chance;
-use support::rows::{
-    DAY, SECOND, at, batch, floats, floats32, ints, ints32, now_us, only, show, texts, times,
-};
+use support::rows::{DAY, SECOND, at, batch, floats, floats32, ints, ints32, now_us, only, show, texts, times};
 use support::{Story, TestResult, features, into, once};
 
 const ITEMS: &str = r#"
@@ -50,7 +48,18 @@ spec:
 "#;
 
 const FEATURES: [&str; 13] = [
-    "flag", "small", "large", "rough", "fine", "word", "raw", "moment", "day", "counts", "weights", "embedding",
+    "flag",
+    "small",
+    "large",
+    "rough",
+    "fine",
+    "word",
+    "raw",
+    "moment",
+    "day",
+    "counts",
+    "weights",
+    "embedding",
     "corners",
 ];
 
@@ -129,7 +138,8 @@ async fn every_feature_type_comes_back_as_it_went_in() -> TestResult {
 
     // Asked in any order, some twice.
     let asked: Vec<u32> = (0..2 * ROWS).map(|_| chance.below(ROWS) as u32).collect();
-    let expected = only(&take_record_batch(&stored, &UInt32Array::from(asked))?, &[&["item_id"], &FEATURES[..]].concat());
+    let expected =
+        only(&take_record_batch(&stored, &UInt32Array::from(asked))?, &[&["item_id"], &FEATURES[..]].concat());
     let keys = only(&expected, &["item_id"]);
     let answer = story.online(features(&["all"]), &keys).await?;
     for (field, column) in answer.schema_ref().fields().iter().zip(answer.columns()) {
@@ -421,7 +431,7 @@ async fn rows_that_cannot_be_stored_are_listed_and_the_others_are_stored() -> Te
         1: a join key is null
         2: `event_timestamp` is null
         3: the entity key is 2002 bytes, over the limit of 1024
-        4: the row is 2097158 bytes, over the limit of 1048576
+        4: row 4 is 2097162 bytes packed, over the limit of 1048576
     "#]]
     .assert_eq(&reasons);
     let keys = batch(&[("plate", texts(["A", "B", "C", "D"]))]);
@@ -459,14 +469,38 @@ async fn a_batch_of_the_wrong_shape_is_refused_whole_and_by_name() -> TestResult
         expected.assert_eq(&error.to_string());
     };
     let invalid = ErrorKind::InvalidArgument;
-    check("note", &[id(), time(), value()], ErrorKind::NotFound, expect!["feature view `note` not found in project `default`; did you mean `notes`?"]).await;
+    check(
+        "note",
+        &[id(), time(), value()],
+        ErrorKind::NotFound,
+        expect!["feature view `note` not found in project `default`; did you mean `notes`?"],
+    )
+    .await;
     check("notes", &[("driver", ints([7])), time(), value()], invalid, expect!["column `driver` is no join key, time or feature of feature view `notes`; leave it out, or apply a definition that has it (known: driver_id, event_timestamp, note, created_timestamp)"]).await;
     check("notes", &[time(), value()], invalid, expect!["the batch has no column `driver_id` (a join key of feature view `notes`); it needs driver_id, event_timestamp, note"]).await;
     check("notes", &[id(), value()], invalid, expect!["the batch has no column `event_timestamp` (the event time of feature view `notes`); it needs driver_id, event_timestamp, note"]).await;
     check("notes", &[id(), time()], invalid, expect!["the batch has no column `note` (a feature of feature view `notes`); it needs driver_id, event_timestamp, note"]).await;
-    check("notes", &[id(), time(), ("note", floats([0.5]))], invalid, expect!["column `note` is Float64, which does not fit its declared type string"]).await;
-    check("notes", &[("driver_id", texts(["x"])), time(), value()], invalid, expect!["column `driver_id` is Utf8, which does not fit its declared type int64"]).await;
-    check("notes", &[id(), ("event_timestamp", ints([0])), value()], invalid, expect!["column `event_timestamp` is Int64; it must be an Arrow timestamp (any unit; without zone = UTC)"]).await;
+    check(
+        "notes",
+        &[id(), time(), ("note", floats([0.5]))],
+        invalid,
+        expect!["column `note` is Float64, which does not fit its declared type string"],
+    )
+    .await;
+    check(
+        "notes",
+        &[("driver_id", texts(["x"])), time(), value()],
+        invalid,
+        expect!["column `driver_id` is Utf8, which does not fit its declared type int64"],
+    )
+    .await;
+    check(
+        "notes",
+        &[id(), ("event_timestamp", ints([0])), value()],
+        invalid,
+        expect!["column `event_timestamp` is Int64; it must be an Arrow timestamp (any unit; without zone = UTC)"],
+    )
+    .await;
     check("notes", &[id(), time(), value(), ("extra", ints([1]))], invalid, expect!["column `extra` is no join key, time or feature of feature view `notes`; leave it out, or apply a definition that has it (known: driver_id, event_timestamp, note, created_timestamp)"]).await;
     let rows = 65_537;
     let large = [
@@ -474,7 +508,13 @@ async fn a_batch_of_the_wrong_shape_is_refused_whole_and_by_name() -> TestResult
         ("event_timestamp", times((0..rows).map(|_| at(0)))),
         ("note", texts((0..rows).map(|_| "x"))),
     ];
-    check("notes", &large, ErrorKind::TooLarge, expect!["a batch of 65537 rows is over the limit of 65536; send smaller batches"]).await;
+    check(
+        "notes",
+        &large,
+        ErrorKind::TooLarge,
+        expect!["a batch of 65537 rows is over the limit of 65536; send smaller batches"],
+    )
+    .await;
 
     let mut ask = features(&["notes:note"]);
     ask.statuses = true;
@@ -583,9 +623,25 @@ async fn half_a_producer_and_unknown_names_are_refused() -> TestResult {
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
         expected.assert_eq(&error.to_string());
     };
-    check(features(&["stat:trips"]), expect!["feature view `stat` not found in project `default`; did you mean `stats`?"]).await;
-    check(features(&["stats:trip"]), expect!["feature `trip` not found in feature view `stats@1`; did you mean `trips`?"]).await;
-    check(features(&["stats@2:trips"]), expect!["feature view `stats@2` not found in project `default`; its newest version is 1"]).await;
-    check(support::service("eta"), expect!["feature service `eta` not found in project `default`; apply its definition first (`cairn apply`)"]).await;
+    check(
+        features(&["stat:trips"]),
+        expect!["feature view `stat` not found in project `default`; did you mean `stats`?"],
+    )
+    .await;
+    check(
+        features(&["stats:trip"]),
+        expect!["feature `trip` not found in feature view `stats@1`; did you mean `trips`?"],
+    )
+    .await;
+    check(
+        features(&["stats@2:trips"]),
+        expect!["feature view `stats@2` not found in project `default`; its newest version is 1"],
+    )
+    .await;
+    check(
+        support::service("eta"),
+        expect!["feature service `eta` not found in project `default`; apply its definition first (`cairn apply`)"],
+    )
+    .await;
     story.end().await
 }

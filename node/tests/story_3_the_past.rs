@@ -267,12 +267,12 @@ async fn what_is_computed_while_reading_is_the_same_for_serving_and_training() -
 
     // Request data is asked for by name, and its type is checked.
     let error = story.online(service("ride"), &only(&spine, &["driver_id"])).await.unwrap_err();
-    expect![[""]].assert_eq(&error.to_string());
+    expect!["column `fare` float64 is missing, request data of on-demand feature view `pay`; needed are `driver_id` int64, `fare` float64, found `driver_id`"].assert_eq(&error.to_string());
     let error = story.historical(&join, &[only(&spine, &["driver_id", "event_timestamp"])]).await.unwrap_err();
-    expect![[""]].assert_eq(&error.to_string());
+    expect!["column `fare` float64 is missing, request data of on-demand feature view `pay`; needed are `driver_id` int64, `fare` float64, found `driver_id`, `event_timestamp`"].assert_eq(&error.to_string());
     let words = batch(&[("driver_id", ints([7])), ("fare", support::rows::texts(["much"]))]);
     let error = story.online(service("ride"), &words).await.unwrap_err();
-    expect![[""]].assert_eq(&error.to_string());
+    expect!["column `fare` is Utf8, which does not fit its declared type float64"].assert_eq(&error.to_string());
     story.end().await
 }
 

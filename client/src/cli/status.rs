@@ -107,6 +107,7 @@ mod tests {
             voters: vec![1, 2],
             learners: vec![],
             snapshot_index: 0,
+            purged_index: 0,
         };
         let status = api::StatusReply {
             cluster_id: "c-1".into(),

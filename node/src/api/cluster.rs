@@ -33,6 +33,7 @@ impl api::cluster_server::Cluster for ClusterService {
             voters: group.voters,
             learners: group.learners,
             snapshot_index: group.snapshot_index,
+            purged_index: group.purged_index,
         });
         let reason = node.writes.reason();
         Ok(Response::new(api::StatusReply {

@@ -17,7 +17,7 @@ use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
-use cairn_proto::command::{Predict, Read};
+use cairn_proto::command::{EVENT_TIMESTAMP, Predict, Read};
 use cairn_proto::time::Timestamp;
 use cairn_proto::{DEFAULT_PROJECT, ErrorKind, MESSAGE_BYTES_MAX};
 use cairn_query::online::{OnlineOptions, ReadAt};
@@ -110,6 +110,11 @@ async fn get_online_features(State(node): App, bytes: Bytes) -> Result<Json<Valu
     let project = ask.project.clone().unwrap_or_else(|| DEFAULT_PROJECT.to_owned());
     let plan = features::plan(&node, &project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
     let rows = entities::from_json(&plan, Some(&ask.entities))?;
+    if rows.column_by_name(EVENT_TIMESTAMP).is_some() {
+        return Err(Error::invalid(
+            "`event_timestamp` in `entities` is not offered here: send `as_of` for one moment, or ask over Arrow Flight",
+        ));
+    }
     features::check_rows(&rows)?;
     node.ensure(&ask.read, 1..=node.shard_count()).await?;
     let at = ReadAt {
@@ -125,7 +130,7 @@ async fn get_online_features(State(node): App, bytes: Bytes) -> Result<Json<Valu
     let details = answer.details.unwrap_or_default();
     let mut names: Vec<Value> = Vec::new();
     let mut results: Vec<Value> = Vec::new();
-    let epoch = Timestamp(0).to_string();
+    let epoch = time(0);
     for (field, column) in rows.schema_ref().fields().iter().zip(rows.columns()) {
         names.push(json!(field.name()));
         results.push(json!({
@@ -139,7 +144,7 @@ async fn get_online_features(State(node): App, bytes: Bytes) -> Result<Json<Valu
     for ((field, column), detail) in features.zip(&details) {
         names.push(json!(field.name()));
         let statuses: Vec<&str> = detail.statuses.iter().map(|status| status.as_str()).collect();
-        let times: Vec<String> = detail.event_us.iter().map(|us| Timestamp(*us).to_string()).collect();
+        let times: Vec<String> = detail.event_us.iter().map(|us| time(*us)).collect();
         results.push(json!({"values": values(column)?, "statuses": statuses, "event_timestamps": times}));
     }
     let mut metadata = json!({"feature_names": names});
@@ -159,6 +164,16 @@ fn values(column: &ArrayRef) -> Result<Vec<Value>> {
         out.push(if column.is_null(row) { Value::Null } else { value(column, row)? });
     }
     Ok(out)
+}
+
+/// RFC 3339 with 0, 3 or 6 fraction digits, as protobuf's JSON has it.
+fn time(us: i64) -> String {
+    let digits = match (us % 1_000_000, us % 1_000) {
+        (0, _) => 0,
+        (_, 0) => 3,
+        _ => 6,
+    };
+    jiff::Timestamp::from_microsecond(us).map_or_else(|_| Timestamp(us).to_string(), |at| format!("{at:.digits$}"))
 }
 
 fn number(value: f64) -> Value {

@@ -8,6 +8,7 @@
 
 pub mod chance;
 pub mod http;
+pub mod models;
 pub mod rows;
 
 use arrow_array::RecordBatch;
