@@ -15,9 +15,7 @@ use arrow_flight::{
     HandshakeResponse, PollInfo, PutResult, SchemaAsIpc, SchemaResult, Ticket,
 };
 use cairn_proto::command::{Command, Ingest};
-use futures::{FutureExt, StreamExt};
-use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use futures::StreamExt;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -52,9 +50,11 @@ impl FlightService for Flight {
         };
         let (replies, stream) = mpsc::channel(REPLIES_AHEAD);
         let node = Arc::clone(&self.node);
-        work(replies.clone(), async move {
+        tokio::spawn(async move {
             let _permit = permit;
-            ingest(&node, &ask, upload, &replies).await
+            if let Err(status) = ingest(&node, &ask, upload, &replies).await {
+                let _ = replies.send(Err(status)).await;
+            }
         });
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
     }
@@ -68,13 +68,16 @@ impl FlightService for Flight {
         let (replies, stream) = mpsc::channel(REPLIES_AHEAD);
         let node = Arc::clone(&self.node);
         let command = wire::command(&upload.descriptor)?;
-        work(replies.clone(), async move {
+        tokio::spawn(async move {
             let _permit = permit;
-            match command {
+            let done = match command {
                 Command::GetOnlineFeatures(ask) => exchange::online(&node, &ask, upload, &replies).await,
                 Command::GetHistoricalFeatures(ask) => exchange::historical(&node, &ask, upload, &replies).await,
                 Command::Predict(ask) => exchange::predict(&node, &ask, upload, &replies).await,
                 Command::Ingest(_) => Err(Error::invalid("rows are ingested by DoPut, not DoExchange").into()),
+            };
+            if let Err(status) = done {
+                let _ = replies.send(Err(status)).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
@@ -85,9 +88,15 @@ impl FlightService for Flight {
         let mut encoder = Encoder::default();
         let (batch, reply) = match command {
             Command::GetOnlineFeatures(ask) => {
-                let (plan, reply) = features::prepare(&self.node, &ask).await?;
+                let plan = features::plan(
+                    &self.node,
+                    &ask.project,
+                    &ask.feature_service,
+                    &ask.features,
+                    ask.full_feature_names,
+                )?;
                 let rows = entities::from_json(&plan, ask.entities.as_ref())?;
-                (features::read(&self.node, &plan, &ask, &rows).await?, reply)
+                features::read(&self.node, &plan, &ask, &rows).await?
             }
             Command::Predict(ask) => {
                 let served = predict::Served::resolve(&self.node, &ask).await?;
@@ -152,21 +161,6 @@ impl FlightService for Flight {
     }
 }
 
-/// Runs what answers a stream. Its failure is the stream's last word, and a bug of ours is one too: a stream that just
-/// ended would look complete.
-fn work<T: Send + 'static>(
-    replies: mpsc::Sender<Result<T, Status>>,
-    answering: impl Future<Output = Result<(), Status>> + Send + 'static,
-) {
-    tokio::spawn(async move {
-        let done = AssertUnwindSafe(answering).catch_unwind().await;
-        let bug = |_| Err(Error::internal("a bug in this node stopped the request; its log says where").into());
-        if let Err(status) = done.unwrap_or_else(bug) {
-            let _ = replies.send(Err(status)).await;
-        }
-    });
-}
-
 fn unsupported(what: &str) -> Status {
     Error::new(cairn_proto::ErrorKind::Unsupported, format!("this node does not offer {what}")).into()
 }
@@ -176,11 +170,6 @@ impl Flight {
     async fn schema_of(&self, command: &Command) -> Result<arrow_schema::Schema> {
         match command {
             Command::GetOnlineFeatures(ask) => {
-                let (plan, _) = features::prepare(&self.node, ask).await?;
-                Ok(plan.output_schema(ask.statuses)?.as_ref().clone())
-            }
-            Command::GetHistoricalFeatures(ask) => {
-                self.node.ensure(&ask.read, 0..=0).await?;
                 let plan = features::plan(
                     &self.node,
                     &ask.project,
@@ -190,10 +179,17 @@ impl Flight {
                 )?;
                 Ok(plan.output_schema(ask.statuses)?.as_ref().clone())
             }
-            Command::Ingest(ask) => {
-                self.node.fresh_catalog().await?;
-                Ok(Target::new(&self.node, ask)?.schema())
+            Command::GetHistoricalFeatures(ask) => {
+                let plan = features::plan(
+                    &self.node,
+                    &ask.project,
+                    &ask.feature_service,
+                    &ask.features,
+                    ask.full_feature_names,
+                )?;
+                Ok(plan.output_schema(ask.statuses)?.as_ref().clone())
             }
+            Command::Ingest(ask) => Ok(Target::new(&self.node, ask)?.schema()),
             Command::Predict(ask) => {
                 let served = predict::Served::resolve(&self.node, ask).await?;
                 Ok(served.plan.required_schema())
@@ -210,8 +206,6 @@ async fn ingest(
     upload: wire::Upload,
     replies: &mpsc::Sender<Result<PutResult, Status>>,
 ) -> Result<(), Status> {
-    // A view that another node has just acknowledged is there for the first row.
-    node.fresh_catalog().await?;
     let target = Arc::new(Target::new(node, ask)?);
     let (batches, prepared) = mpsc::channel(1);
     let mut preparing = std::pin::pin!(prepare(node, &target, upload, batches));
@@ -242,7 +236,6 @@ async fn prepare(
                 let cut = move || {
                     node.writes.check()?;
                     let catalog = node.meta.catalog();
-                    target.check_current(&catalog)?;
                     target.prepare(&batch, &|slot| catalog.slot_shard(slot).unwrap_or(0), node.shard_count())
                 };
                 blocking(cut).await.map_err(Status::from)

@@ -108,7 +108,6 @@ struct OnlineBody {
 async fn get_online_features(State(node): App, bytes: Bytes) -> Result<Json<Value>> {
     let ask: OnlineBody = body(&bytes)?;
     let project = ask.project.clone().unwrap_or_else(|| DEFAULT_PROJECT.to_owned());
-    node.ensure(&ask.read, 0..=node.shard_count()).await?;
     let plan = features::plan(&node, &project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
     let rows = entities::from_json(&plan, Some(&ask.entities))?;
     if rows.column_by_name(EVENT_TIMESTAMP).is_some() {
@@ -117,6 +116,7 @@ async fn get_online_features(State(node): App, bytes: Bytes) -> Result<Json<Valu
         ));
     }
     features::check_rows(&rows)?;
+    node.ensure(&ask.read, 1..=node.shard_count()).await?;
     let at = ReadAt {
         now_us: crate::clock::now_us(),
         as_of_us: ask.as_of.map(|at| at.0),
