@@ -110,7 +110,17 @@ fn view_instead(catalog: &Catalog, project: &str, name: &str) -> Option<Error> {
     )))
 }
 
-/// One online read, at the level asked for.
+/// The plan of an online read, compiled from definitions as fresh as its rows must be, and how fresh both are.
+///
+/// # Errors
+/// As [`plan`], and when that state does not come in time.
+pub async fn prepare(node: &Arc<Node>, ask: &GetOnlineFeatures) -> Result<(Arc<FeaturePlan>, ReadReply)> {
+    let reply = node.ensure(&ask.read, 0..=node.shard_count()).await?;
+    let plan = plan(node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
+    Ok((plan, reply))
+}
+
+/// One online read, [`prepare`]d before.
 ///
 /// # Errors
 /// `TooLarge` over the row limit; `InvalidArgument` for a missing or mistyped entity column.
@@ -119,15 +129,14 @@ pub async fn read(
     plan: &Arc<FeaturePlan>,
     ask: &GetOnlineFeatures,
     rows: &RecordBatch,
-) -> Result<(RecordBatch, ReadReply)> {
+) -> Result<RecordBatch> {
     check_rows(rows)?;
     let started = std::time::Instant::now();
-    let reply = node.ensure(&ask.read, 1..=node.shard_count()).await?;
     let at = ReadAt { now_us: now_us(), as_of_us: ask.as_of.map(|at| at.0), known_us: ask.known_as_of.map(|at| at.0) };
     let answer =
         read_plan(node, plan, at, rows, OnlineOptions { statuses: ask.statuses, ..OnlineOptions::default() }).await?;
     node.metrics.online_read(rows.num_rows(), started.elapsed());
-    Ok((answer, reply))
+    Ok(answer)
 }
 
 pub fn check_rows(rows: &RecordBatch) -> Result<()> {

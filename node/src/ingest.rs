@@ -16,6 +16,7 @@ use cairn_proto::command::{CREATED_TIMESTAMP, EVENT_TIMESTAMP, Ingest, Ingested,
 use cairn_proto::record::v1 as record;
 use cairn_proto::token::Token;
 use cairn_storage::block::BlockWriter;
+use cairn_storage::catalog::Catalog;
 use cairn_storage::keys::{ENTITY_KEY_BYTES_MAX, EntityKeys, slot_of};
 use cairn_storage::row::{RowEncoder, RowSchema};
 use cairn_storage::types::arrow_type;
@@ -33,6 +34,7 @@ const COMMAND_VERSION: u32 = 1;
 /// A feature view as ingest needs it: looked up once a stream.
 #[derive(Debug)]
 pub struct Target {
+    project: String,
     view: String,
     storage_id: u32,
     join_keys: Vec<record::Field>,
@@ -67,7 +69,19 @@ impl Target {
             join_keys.extend(project.entity(name)?.join_keys.iter().cloned());
         }
         let schema = RowSchema::new(&view.features)?;
-        Ok(Self { view: view.name.clone(), storage_id: view.storage_id, join_keys, schema, producer })
+        let project = ask.project.clone();
+        Ok(Self { project, view: view.name.clone(), storage_id: view.storage_id, join_keys, schema, producer })
+    }
+
+    /// # Errors
+    /// `Conflict` when the view has got another schema since: rows would go where its readers do not look any more.
+    pub fn check_current(&self, catalog: &Catalog) -> Result<()> {
+        if catalog.project(&self.project)?.feature_view(&self.view, None)?.storage_id == self.storage_id {
+            return Ok(());
+        }
+        let message =
+            format!("feature view `{}` changed its columns while this stream was open; open a new one", self.view);
+        Err(Error::new(ErrorKind::Conflict, message))
     }
 
     /// The columns a batch brings, in Arrow's types.

@@ -132,11 +132,13 @@ impl Node {
             if let Some(index) = wanted.get(group) {
                 self.cluster.wait_applied(group, index, deadline).await?;
             }
-            match read.level {
-                Level::Linearizable => self.cluster.linearizable(group, deadline).await?,
-                Level::Bounded => self.cluster.bounded(group, Duration::from_millis(read.bounded_ms), deadline).await?,
-                Level::Session | Level::Stale => {}
+            if read.level == Level::Bounded {
+                self.cluster.bounded(group, Duration::from_millis(read.bounded_ms), deadline).await?;
             }
+        }
+        if read.level == Level::Linearizable {
+            let rounds = groups.clone().map(|group| self.cluster.linearizable(group, deadline));
+            futures::future::try_join_all(rounds).await?;
         }
         let mut token = Token::default();
         for group in groups {

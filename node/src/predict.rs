@@ -20,9 +20,13 @@ pub struct Served {
     pub plan: Arc<FeaturePlan>,
     pub model: Arc<Model>,
     arm: &'static str,
+    /// How fresh the definitions, the alias and the rows are.
+    reply: ReadReply,
 }
 
 impl Served {
+    /// Waits until this node is as fresh as `ask` wants, then finds who answers.
+    ///
     /// # Errors
     /// `NotFound` for an unknown project, deployment, model, version or alias; `InvalidArgument` when the model version
     /// names no feature service; `Corrupt` when its artifact fails its checksum.
@@ -30,6 +34,7 @@ impl Served {
         if ask.explain {
             return Err(Error::new(ErrorKind::Unsupported, "`explain` is not offered by this version"));
         }
+        let reply = node.ensure(&ask.read, 0..=node.shard_count()).await?;
         let catalog = node.meta.catalog();
         let project = catalog.project(&ask.project)?;
         let (version, arm) = match (&ask.deployment, &ask.model) {
@@ -70,7 +75,7 @@ impl Served {
         let plan =
             features::service_plan(node, &ask.project, &version.feature_service, version.feature_service_version)?;
         let model = load(node, &version).await?;
-        Ok(Self { version, plan, model, arm })
+        Ok(Self { version, plan, model, arm, reply })
     }
 
     /// Scores entity rows. One row out for each row in, same order.
@@ -85,7 +90,7 @@ impl Served {
     ) -> Result<(RecordBatch, ReadReply)> {
         features::check_rows(rows)?;
         let started = std::time::Instant::now();
-        let mut reply = node.ensure(&ask.read, 1..=node.shard_count()).await?;
+        let mut reply = self.reply.clone();
         let at =
             ReadAt { now_us: now_us(), as_of_us: ask.as_of.map(|at| at.0), known_us: ask.known_as_of.map(|at| at.0) };
         let values = features::read_plan(node, &self.plan, at, rows, OnlineOptions::default()).await?;

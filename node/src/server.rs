@@ -58,12 +58,12 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "starting");
     let listener = TcpListener::bind(config.listen).await.map_err(|source| Error::Listen {
         address: config.listen,
-        what: "client port",
+        what: "client port, set by --listen",
         source,
     })?;
     let peer_listener = std::net::TcpListener::bind(config.peer_listen).map_err(|source| Error::Listen {
         address: config.peer_listen,
-        what: "peer port",
+        what: "peer port, set by --peer-listen",
         source,
     })?;
     let node = start(config, &listener, peer_listener).await?;

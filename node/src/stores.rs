@@ -71,6 +71,10 @@ impl Stores {
 }
 
 impl Host for Stores {
+    fn check_replica(&self, group: u32, dir: &Path) -> Result<(), Error> {
+        if group > 0 { Shard::check(dir) } else { Meta::check(dir) }
+    }
+
     fn open_replica(&self, group: u32, dir: &Path) -> Result<Arc<dyn Replica>, Error> {
         let engine = self.engine.get_or_init(|| Engine::new(self.options.clone()));
         if group > 0 {

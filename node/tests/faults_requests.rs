@@ -216,6 +216,28 @@ async fn rows_without_a_key_or_a_time_are_rejected_one_by_one() -> TestResult {
 }
 
 #[tokio::test]
+async fn entity_rows_that_do_not_fit_are_refused() -> TestResult {
+    let victim = Victim::new().await?;
+    let check = async |rows: RecordBatch, expected: Expect| {
+        expected.assert_eq(&refused(victim.story.online(service("eta"), &rows).await));
+    };
+    check(batch(&[("driver", ints([7]))]), expect!["invalid_argument: column `driver_id` int64 is missing, a join key of entity `driver`; needed are `driver_id` int64, found `driver`"]).await;
+    check(
+        batch(&[("driver_id", texts(["seven"]))]),
+        expect!["invalid_argument: column `driver_id` is Utf8, which does not fit its declared type int64"],
+    )
+    .await;
+
+    let join = async |spine: RecordBatch, expected: Expect| {
+        expected.assert_eq(&refused(victim.story.historical(&training(&["stats:rating"]), &[spine]).await));
+    };
+    join(batch(&[("driver_id", ints([7]))]), expect!["invalid_argument: the spine has no time column `event_timestamp`; there are driver_id; name its time column with `event_timestamp`"]).await;
+    join(batch(&[("event_timestamp", times([at(1)]))]), expect!["invalid_argument: column `driver_id` int64 is missing, a join key of entity `driver`; needed are `driver_id` int64, found `event_timestamp`"]).await;
+    join(batch(&[("driver_id", ints([7])), ("event_timestamp", ints([1]))]), expect!["invalid_argument: column `event_timestamp` is Int64; times are timestamps (no zone = UTC), dates, or RFC 3339 text"]).await;
+    victim.unharmed().await
+}
+
+#[tokio::test]
 async fn a_batch_over_the_row_limit_is_refused() -> TestResult {
     const ROWS: i64 = 65_537;
     let victim = Victim::new().await?;

@@ -548,6 +548,7 @@ async fn pipelined_questions_are_answered_in_order_each_with_its_id() -> TestRes
         }
         assert!(reader.recv().await?.is_none());
     }
+    drop(reader);
     story.end().await
 }
 
@@ -600,6 +601,28 @@ async fn a_batch_is_answered_and_readable_while_its_stream_is_open() -> TestResu
     }
     drop(batches);
     assert!(answers.next().await?.is_none());
+    story.end().await
+}
+
+/// Rows that went on into the version before would be missing for all who read the new one.
+#[tokio::test]
+async fn an_open_stream_ends_when_its_view_changes() -> TestResult {
+    let story = Story::one_node().await?;
+    story.apply(DRIVERS).await?;
+    let (mut batches, source) = futures::channel::mpsc::channel(1);
+    let mut answers = story.client.ingest(into("stats"), source);
+    batches.send(Ok(trips(&[(7, 1)]))).await?;
+    answers.next().await?.ok_or("an answer")?;
+    // Another ttl keeps the rows, and the stream.
+    story.apply(&DRIVERS.replace("name: stats\nspec: {", "name: stats\nspec: {ttl: 52000w, ")).await?;
+    batches.send(Ok(trips(&[(7, 2)]))).await?;
+    answers.next().await?.ok_or("an answer")?;
+    story.apply(&DRIVERS.replace("{name: trips, type: int64}", "{name: trips, type: int32}")).await?;
+    batches.send(Ok(trips(&[(7, 3)]))).await?;
+    let error = answers.next().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    expect!["feature view `stats` changed its columns while this stream was open; open a new one"]
+        .assert_eq(&error.to_string());
     story.end().await
 }
 

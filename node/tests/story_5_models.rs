@@ -264,6 +264,7 @@ async fn promotion_changes_who_answers_the_next_request() -> TestResult {
     let asked_again = predictor.read(&trips()).await?;
     assert_eq!(asked.0, asked_again.0);
     assert_eq!([asked.1, asked_again.1].map(|read| read.model.map(|it| it.version)), [Some(1), Some(3)]);
+    drop(predictor);
 
     // A version that was registered is what it was, whatever happened to its service since.
     let edges = story.client.lineage(DEFAULT_PROJECT, "model_version:default/flight_delay@2", Direction::Up, 0).await?;

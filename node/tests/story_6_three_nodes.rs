@@ -46,6 +46,12 @@ async fn read_trips(client: &Client, read: Read) -> cairn_client::Result<Option<
     Ok(column.iter().next().flatten())
 }
 
+/// Version 1 of a model for the first champion.
+fn champion(model: &str) -> Promotion<'_> {
+    let (project, alias) = (DEFAULT_PROJECT, "champion");
+    Promotion { project, model, alias, version: 1, expected: Expected::None, author: "ops", reason: "" }
+}
+
 async fn every_node(story: &Story) -> TestResult<Vec<Client>> {
     let mut clients = Vec::new();
     for node in 0..story.cluster.nodes().len() {
@@ -104,16 +110,7 @@ async fn every_node_takes_writes_and_every_node_reads_them() -> TestResult {
     // Models too: uploaded to one node, registered and promoted by others, run by all.
     story.client = clients[1].clone();
     golden_model(&story, "linear_regression", "X").await?;
-    let promotion = Promotion {
-        project: DEFAULT_PROJECT,
-        model: "linear_regression",
-        alias: "champion",
-        version: 1,
-        expected: Expected::None,
-        author: "ops",
-        reason: "",
-    };
-    clients[2].promote(&promotion).await?;
+    clients[2].promote(&champion("linear_regression")).await?;
     let mut answers = Vec::new();
     let champion = VersionOf::Alias("champion".into());
     for client in &clients {
@@ -129,6 +126,41 @@ async fn every_node_takes_writes_and_every_node_reads_them() -> TestResult {
         answers.push(client.predict(ask).read(&batch(&[("case_id", ints(0..100))])).await?.0);
     }
     assert!(answers.iter().all(|answer| answer == &answers[0]));
+    story.end().await
+}
+
+/// What was applied or promoted over one node counts for the very next request to another.
+#[tokio::test]
+async fn definitions_and_aliases_hold_on_every_node_at_once() -> TestResult {
+    let mut story = Story::nodes(3, &[]).await?;
+    let clients = every_node(&story).await?;
+    story.apply(DRIVERS).await?;
+    for round in 0..24 {
+        let [first, second, third] = [0, 1, 2].map(|step| &clients[(round + step) % 3]);
+        let view = format!("view_{round}");
+        let applied = first.apply(DEFAULT_PROJECT, files(&DRIVERS.replace("stats", &view))).await?;
+        second.ingest_batch(into(&view), trips(1)).await?;
+        let mut ask = features(&[&view]);
+        if round % 2 == 0 {
+            ask.read = read::at_least(&applied.token);
+        }
+        third.online_features(ask).read(&batch(&[("driver_id", ints(0..KEYS))])).await?;
+    }
+    story.client = clients[1].clone();
+    golden_model(&story, "linear_regression", "X").await?;
+    register(&story, "linear_regression", &support::models::golden("linear_regression.onnx"), "").await?;
+    for round in 0..24 {
+        let [first, second, third] = [0, 1, 2].map(|step| &clients[(round + step) % 3]);
+        let version = 1 + round as u32 % 2;
+        let promotion = Promotion { version, expected: Expected::Anything, ..champion("linear_regression") };
+        let moved = first.promote(&promotion).await?;
+        for (client, read) in [(second, read::linearizable()), (third, read::at_least(&moved.token))] {
+            let (model, alias) = (Some("linear_regression".into()), Some("champion".into()));
+            let ask = Predict { model, alias, read, ..read::predict(DEFAULT_PROJECT) };
+            let (_, read) = client.predict(ask).read(&batch(&[("case_id", ints([1]))])).await?;
+            assert_eq!(read.model.map(|it| it.version), Some(version));
+        }
+    }
     story.end().await
 }
 
@@ -192,10 +224,10 @@ async fn without_a_quorum_nothing_is_acknowledged_and_stale_reads_go_on() -> Tes
     }
     story.cluster.kill(1).await?;
     story.cluster.kill(2).await?;
+    assert_eq!(read_trips(&clients[0], stale()).await?, Some(1));
+    assert_eq!(read_trips(&clients[0], read::at_least(&token)).await?, Some(1));
     let impatient = Options { deadline: Duration::from_millis(400), ..Options::default() };
     let alone = Client::with_options(&story.cluster.nodes()[0].address, impatient).await?;
-    assert_eq!(read_trips(&alone, stale()).await?, Some(1));
-    assert_eq!(read_trips(&alone, read::at_least(&token)).await?, Some(1));
     for answer in [
         read_trips(&alone, read::linearizable()).await.map(drop),
         alone.ingest_batch(once("stats", "etl", 1), trips(2)).await.map(drop),
@@ -274,13 +306,13 @@ async fn a_node_that_was_away_too_long_for_the_log_gets_a_snapshot() -> TestResu
     story.cluster.spawn(AWAY)?;
     story.cluster.ready(AWAY, 3).await?;
     let back = story.client_of(AWAY).await?;
+    let views = back.definitions(DEFAULT_PROJECT).await?.iter().filter(|row| row.kind == "FeatureView").count();
+    assert_eq!(views as u64, count + 1);
     assert_eq!(read_trips(&back, read::linearizable()).await?, Some(count as i64));
     let status = back.status().await?;
     for it in &status.groups {
         assert!(it.snapshot_index > group(&known, it.group).last_log_index, "group {}: {status:?}", it.group);
     }
-    let views = back.definitions(DEFAULT_PROJECT).await?.iter().filter(|row| row.kind == "FeatureView").count();
-    assert_eq!(views as u64, count + 1);
     // What producers had sent is part of a snapshot.
     let again = back.ingest_batch(once("stats", "etl", count), trips(count as i64)).await?;
     assert_eq!((again.rows_accepted, again.rows_duplicate), (0, KEYS as u64));

@@ -68,9 +68,15 @@ impl Cluster {
     ) -> Result<Arc<Self>> {
         let dir = options.data_dir.clone();
         let data_dir = blocking(move || DataDir::open(&dir)).await?;
+        // Data of a newer version is left as it is: everything is looked at before anything is written.
+        let known_before = data_dir.identity()?;
+        for group in 0..=known_before.as_ref().map_or(0, |identity| identity.shards) {
+            let (host, dir) = (host.clone(), group_dir(data_dir.path(), group));
+            blocking(move || Ok(host.check_replica(group, &dir)?)).await?;
+        }
         // The log is there before the identity, so an identity without a log is one that lost it.
         let wal = open_wal(data_dir.path().join("wal"), options.wal.clone()).await?;
-        if wal.created() && data_dir.identity()?.is_some() {
+        if wal.created() && known_before.is_some() {
             return Err(Error::Corrupt(format!(
                 "the log of data directory {} is gone, and with it this node's votes: move the directory away and \
                  join as a new node",
@@ -340,10 +346,14 @@ struct Opened {
     reads: mpsc::Receiver<tokio::sync::oneshot::Sender<(u64, Instant)>>,
 }
 
+fn group_dir(data_dir: &std::path::Path, id: GroupId) -> std::path::PathBuf {
+    data_dir.join("groups").join(id.to_string())
+}
+
 async fn open_group(parts: &Parts, id: GroupId, host: Arc<dyn Host>) -> Result<Opened> {
     let data_dir = parts.data_dir.clone();
     let open = move || -> Result<(Arc<dyn Replica>, Arc<SnapshotStore>)> {
-        let dir = data_dir.join("groups").join(id.to_string());
+        let dir = group_dir(&data_dir, id);
         std::fs::create_dir_all(&dir).map_err(Error::io(format!("cannot make {}", dir.display())))?;
         let store = SnapshotStore::open(data_dir.join("snapshots").join(id.to_string()))?;
         Ok((host.open_replica(id, &dir)?, Arc::new(store)))

@@ -99,7 +99,8 @@ async fn join(data_dir: &DataDir, options: &Options, address: &str) -> Result<(I
         if Instant::now() + pause >= deadline {
             let timeout = options.join_timeout;
             return Err(Error::Unavailable(format!(
-                "cannot join the cluster at {address} within {timeout:?}: {error}"
+                "cannot join the cluster at {address} within {timeout:?}: {error}; `--join` takes the peer address of a \
+                 node that is up"
             )));
         }
         tracing::info!(%address, %error, "joining is tried again");

@@ -60,7 +60,9 @@ impl DataDir {
                 let _ = lock.read_to_string(&mut pid);
                 let holder =
                     if pid.trim().is_empty() { "another process".into() } else { format!("pid {}", pid.trim()) };
-                return Err(Error::Unavailable(format!("data directory {shown} is in use by {holder}")));
+                return Err(Error::Unavailable(format!(
+                    "data directory {shown} is in use by {holder}; stop it, or choose another directory"
+                )));
             }
             Err(fs::TryLockError::Error(source)) => {
                 return Err(Error::Io { context: format!("cannot lock {}", lock_path.display()), source });
@@ -198,8 +200,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = DataDir::open(dir.path()).unwrap();
         let refusal = DataDir::open(dir.path()).unwrap_err().to_string();
-        let want = format!("data directory {} is in use by pid {}", dir.path().display(), std::process::id());
-        assert_eq!(refusal, want);
+        let want = format!("data directory {} is in use by pid {}; stop it,", dir.path().display(), std::process::id());
+        assert!(refusal.starts_with(&want), "{refusal}");
         drop(first);
         DataDir::open(dir.path()).unwrap();
     }

@@ -73,8 +73,11 @@ pub async fn connect(address: &str) -> Result<PeerClient<Channel>> {
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES);
     let refused = |error: tonic::transport::Error| {
-        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-        Error::Unavailable(format!("cannot connect to {address}: {cause}"))
+        let mut deepest: &dyn std::error::Error = &error;
+        while let Some(cause) = deepest.source() {
+            deepest = cause;
+        }
+        Error::Unavailable(format!("cannot connect to {address}: {deepest}"))
     };
     // The connect timeout of the endpoint covers TCP only.
     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect());

@@ -101,6 +101,13 @@ pub enum Start {
 
 /// What this crate asks of the process around it.
 pub trait Host: Send + Sync + 'static {
+    /// Looks whether this version can open the state machine of a group in `dir`, if there is one. Blocks, writes
+    /// nothing. Called for every group before any of them is opened.
+    ///
+    /// # Errors
+    /// Any error stops the start.
+    fn check_replica(&self, group: GroupId, dir: &Path) -> Result<(), cairn_storage::Error>;
+
     /// Opens the state machine of a group in `dir`. Blocks. Called once a group, before the node takes part.
     ///
     /// # Errors

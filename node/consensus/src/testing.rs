@@ -168,6 +168,10 @@ impl TestHost {
 }
 
 impl Host for TestHost {
+    fn check_replica(&self, _: GroupId, _: &Path) -> Result<(), cairn_storage::Error> {
+        Ok(())
+    }
+
     fn open_replica(&self, group: GroupId, dir: &Path) -> Result<Arc<dyn Replica>, cairn_storage::Error> {
         let replica = Arc::new(MemoryReplica::open(dir, group == 0));
         self.0.lock().insert(group, replica.clone());

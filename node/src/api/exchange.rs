@@ -31,7 +31,7 @@ pub async fn online(
 ) -> Result<(), Status> {
     let mut encoder = Encoder::default();
     // Compiled once a stream, and again only when the catalog has moved on.
-    let mut plan = features::plan(node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
+    let (mut plan, _) = features::prepare(node, ask).await?;
     let mut sent: Option<SchemaRef> = None;
     while let Some(message) = wire::next(&mut upload.messages).await? {
         match message.payload {
@@ -43,8 +43,9 @@ pub async fn online(
                 sent = Some(schema);
             }
             DecodedPayload::RecordBatch(batch) => {
-                plan = features::plan(node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
-                let (answer, mut reply) = features::read(node, &plan, ask, &batch).await?;
+                let mut reply;
+                (plan, reply) = features::prepare(node, ask).await?;
+                let answer = features::read(node, &plan, ask, &batch).await?;
                 if sent.as_ref().is_some_and(|schema| schema.fields() != answer.schema_ref().fields()) {
                     let message = "the feature service changed its columns while this stream was open; open a new one";
                     return Err(Error::new(ErrorKind::Conflict, message).into());
@@ -73,6 +74,7 @@ pub async fn historical(
     mut upload: wire::Upload,
     replies: &Sender,
 ) -> Result<(), Status> {
+    node.ensure(&ask.read, 0..=0).await?;
     let plan = features::plan(node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
     let mut spine: Vec<RecordBatch> = Vec::new();
     let mut schema: Option<SchemaRef> = None;

@@ -15,7 +15,9 @@ use arrow_flight::{
     HandshakeResponse, PollInfo, PutResult, SchemaAsIpc, SchemaResult, Ticket,
 };
 use cairn_proto::command::{Command, Ingest};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -50,11 +52,9 @@ impl FlightService for Flight {
         };
         let (replies, stream) = mpsc::channel(REPLIES_AHEAD);
         let node = Arc::clone(&self.node);
-        tokio::spawn(async move {
+        work(replies.clone(), async move {
             let _permit = permit;
-            if let Err(status) = ingest(&node, &ask, upload, &replies).await {
-                let _ = replies.send(Err(status)).await;
-            }
+            ingest(&node, &ask, upload, &replies).await
         });
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
     }
@@ -68,16 +68,13 @@ impl FlightService for Flight {
         let (replies, stream) = mpsc::channel(REPLIES_AHEAD);
         let node = Arc::clone(&self.node);
         let command = wire::command(&upload.descriptor)?;
-        tokio::spawn(async move {
+        work(replies.clone(), async move {
             let _permit = permit;
-            let done = match command {
+            match command {
                 Command::GetOnlineFeatures(ask) => exchange::online(&node, &ask, upload, &replies).await,
                 Command::GetHistoricalFeatures(ask) => exchange::historical(&node, &ask, upload, &replies).await,
                 Command::Predict(ask) => exchange::predict(&node, &ask, upload, &replies).await,
                 Command::Ingest(_) => Err(Error::invalid("rows are ingested by DoPut, not DoExchange").into()),
-            };
-            if let Err(status) = done {
-                let _ = replies.send(Err(status)).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
@@ -88,15 +85,9 @@ impl FlightService for Flight {
         let mut encoder = Encoder::default();
         let (batch, reply) = match command {
             Command::GetOnlineFeatures(ask) => {
-                let plan = features::plan(
-                    &self.node,
-                    &ask.project,
-                    &ask.feature_service,
-                    &ask.features,
-                    ask.full_feature_names,
-                )?;
+                let (plan, reply) = features::prepare(&self.node, &ask).await?;
                 let rows = entities::from_json(&plan, ask.entities.as_ref())?;
-                features::read(&self.node, &plan, &ask, &rows).await?
+                (features::read(&self.node, &plan, &ask, &rows).await?, reply)
             }
             Command::Predict(ask) => {
                 let served = predict::Served::resolve(&self.node, &ask).await?;
@@ -161,6 +152,21 @@ impl FlightService for Flight {
     }
 }
 
+/// Runs what answers a stream. Its failure is the stream's last word, and a bug of ours is one too: a stream that just
+/// ended would look complete.
+fn work<T: Send + 'static>(
+    replies: mpsc::Sender<Result<T, Status>>,
+    answering: impl Future<Output = Result<(), Status>> + Send + 'static,
+) {
+    tokio::spawn(async move {
+        let done = AssertUnwindSafe(answering).catch_unwind().await;
+        let bug = |_| Err(Error::internal("a bug in this node stopped the request; its log says where").into());
+        if let Err(status) = done.unwrap_or_else(bug) {
+            let _ = replies.send(Err(status)).await;
+        }
+    });
+}
+
 fn unsupported(what: &str) -> Status {
     Error::new(cairn_proto::ErrorKind::Unsupported, format!("this node does not offer {what}")).into()
 }
@@ -170,16 +176,11 @@ impl Flight {
     async fn schema_of(&self, command: &Command) -> Result<arrow_schema::Schema> {
         match command {
             Command::GetOnlineFeatures(ask) => {
-                let plan = features::plan(
-                    &self.node,
-                    &ask.project,
-                    &ask.feature_service,
-                    &ask.features,
-                    ask.full_feature_names,
-                )?;
+                let (plan, _) = features::prepare(&self.node, ask).await?;
                 Ok(plan.output_schema(ask.statuses)?.as_ref().clone())
             }
             Command::GetHistoricalFeatures(ask) => {
+                self.node.ensure(&ask.read, 0..=0).await?;
                 let plan = features::plan(
                     &self.node,
                     &ask.project,
@@ -189,7 +190,10 @@ impl Flight {
                 )?;
                 Ok(plan.output_schema(ask.statuses)?.as_ref().clone())
             }
-            Command::Ingest(ask) => Ok(Target::new(&self.node, ask)?.schema()),
+            Command::Ingest(ask) => {
+                self.node.fresh_catalog().await?;
+                Ok(Target::new(&self.node, ask)?.schema())
+            }
             Command::Predict(ask) => {
                 let served = predict::Served::resolve(&self.node, ask).await?;
                 Ok(served.plan.required_schema())
@@ -206,6 +210,8 @@ async fn ingest(
     upload: wire::Upload,
     replies: &mpsc::Sender<Result<PutResult, Status>>,
 ) -> Result<(), Status> {
+    // A view that another node has just acknowledged is there for the first row.
+    node.fresh_catalog().await?;
     let target = Arc::new(Target::new(node, ask)?);
     let (batches, prepared) = mpsc::channel(1);
     let mut preparing = std::pin::pin!(prepare(node, &target, upload, batches));
@@ -236,6 +242,7 @@ async fn prepare(
                 let cut = move || {
                     node.writes.check()?;
                     let catalog = node.meta.catalog();
+                    target.check_current(&catalog)?;
                     target.prepare(&batch, &|slot| catalog.slot_shard(slot).unwrap_or(0), node.shard_count())
                 };
                 blocking(cut).await.map_err(Status::from)

@@ -50,7 +50,15 @@ pub fn router(node: Arc<Node>) -> Router {
 }
 
 /// Anything unrouted, for REST and gRPC callers alike.
-pub async fn unknown(uri: axum::http::Uri) -> Response {
+pub async fn unknown(uri: axum::http::Uri, headers: header::HeaderMap) -> Response {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    if kind.is_some_and(|kind| kind.starts_with("application/grpc")) {
+        let hint = match uri.path().starts_with("/cairn.peer.") {
+            true => "this is a client port, and nodes join at a peer port",
+            false => "is the caller of a newer version?",
+        };
+        return ErrorKind::Unsupported.status(format!("this node does not offer `{}`; {hint}", uri.path())).into_http();
+    }
     Error::not_found(format!("there is nothing at `{}`", uri.path())).into_response()
 }
 
@@ -108,6 +116,7 @@ struct OnlineBody {
 async fn get_online_features(State(node): App, bytes: Bytes) -> Result<Json<Value>> {
     let ask: OnlineBody = body(&bytes)?;
     let project = ask.project.clone().unwrap_or_else(|| DEFAULT_PROJECT.to_owned());
+    node.ensure(&ask.read, 0..=node.shard_count()).await?;
     let plan = features::plan(&node, &project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
     let rows = entities::from_json(&plan, Some(&ask.entities))?;
     if rows.column_by_name(EVENT_TIMESTAMP).is_some() {
@@ -116,7 +125,6 @@ async fn get_online_features(State(node): App, bytes: Bytes) -> Result<Json<Valu
         ));
     }
     features::check_rows(&rows)?;
-    node.ensure(&ask.read, 1..=node.shard_count()).await?;
     let at = ReadAt {
         now_us: crate::clock::now_us(),
         as_of_us: ask.as_of.map(|at| at.0),

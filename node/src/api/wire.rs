@@ -1,4 +1,5 @@
-//! Arrow batches to Flight messages and back, one message a batch.
+//! Arrow batches to Flight messages and back, one message a batch. Whatever the bytes of an upload are, it is refused
+//! or read: Arrow's decoder trusts what a message says of itself, so that is checked first.
 
 use crate::error::{Error, Result};
 use arrow_array::RecordBatch;
@@ -8,7 +9,10 @@ use arrow_flight::{FlightData, FlightDescriptor, SchemaAsIpc};
 use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_schema::Schema;
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use cairn_proto::error::KIND_METADATA;
+use cairn_proto::{ErrorKind, MESSAGE_BYTES_MAX};
+use futures::{FutureExt, Stream, StreamExt};
+use std::panic::AssertUnwindSafe;
 use tonic::{Status, Streaming};
 
 /// The upload side of a call: the descriptor that came first, then decoded messages.
@@ -22,7 +26,7 @@ pub struct Upload {
 /// # Errors
 /// `InvalidArgument` when the stream is empty or begins without a descriptor.
 pub async fn open(mut stream: Streaming<FlightData>) -> Result<Upload, Status> {
-    let Some(mut first) = stream.next().await.transpose()? else {
+    let Some(mut first) = stream.next().await.transpose().map_err(transport_status)? else {
         return Err(Error::invalid("the stream is empty; its first message carries the command and the schema").into());
     };
     let Some(descriptor) = first.flight_descriptor.take() else {
@@ -30,8 +34,15 @@ pub async fn open(mut stream: Streaming<FlightData>) -> Result<Upload, Status> {
             Error::invalid("the first message has no flight descriptor; put the JSON command into its `cmd`").into()
         );
     };
+    check_buffers(&first)?;
     // A message without a header carries metadata only (some clients send the descriptor alone first).
-    let rest = stream.map(|message| message.map_err(|status| FlightError::Tonic(Box::new(status))));
+    let rest = stream.map(|message| {
+        let checked = message.map_err(transport_status).and_then(|data| {
+            check_buffers(&data)?;
+            Ok(data)
+        });
+        checked.map_err(|status| FlightError::Tonic(Box::new(status)))
+    });
     let all = futures::stream::iter([Ok(first)]).chain(rest);
     let with_header =
         all.filter(|message| futures::future::ready(!matches!(message, Ok(data) if data.data_header.is_empty())));
@@ -44,17 +55,78 @@ impl std::fmt::Debug for Upload {
     }
 }
 
+/// The buffers of a batch must lie inside its message and unfold to no more than a message may hold: Arrow's decoder
+/// panics on the one and asks for the memory of the other.
+fn check_buffers(message: &FlightData) -> Result<()> {
+    // What the decoder refuses by itself it explains by itself.
+    let Ok(header) = arrow_ipc::root_as_message(&message.data_header) else { return Ok(()) };
+    let dictionary = || header.header_as_dictionary_batch().and_then(|dictionary| dictionary.data());
+    let Some(batch) = header.header_as_record_batch().or_else(dictionary) else { return Ok(()) };
+    let codec = batch.compression().map(|compression| compression.codec());
+    // LZ4 says nowhere before its end how much it unfolds to.
+    if codec == Some(arrow_ipc::CompressionType::LZ4_FRAME) {
+        let message = "Arrow buffers compressed with LZ4 are not taken; send them with ZSTD, or not compressed";
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
+    let mut unfolded = 0u64;
+    for buffer in batch.buffers().into_iter().flatten() {
+        let (offset, length) = (buffer.offset(), buffer.length());
+        let range = || {
+            let (start, length) = (usize::try_from(offset).ok()?, usize::try_from(length).ok()?);
+            message.data_body.get(start..start.checked_add(length)?)
+        };
+        let Some(bytes) = range() else {
+            return Err(Error::invalid(format!(
+                "the Arrow IPC stream is broken: a buffer of {length} bytes at {offset} reaches past the {} bytes of its \
+                 message; was it cut short?",
+                message.data_body.len()
+            )));
+        };
+        if let (Some(_), Some(size)) = (codec, bytes.first_chunk()) {
+            unfolded = unfolded.saturating_add(u64::try_from(i64::from_le_bytes(*size)).unwrap_or(0));
+        }
+    }
+    if unfolded > MESSAGE_BYTES_MAX as u64 {
+        let limit = MESSAGE_BYTES_MAX >> 20;
+        let message = format!(
+            "a message of {unfolded} bytes once unfolded is over the limit of {limit} MiB; send smaller batches"
+        );
+        return Err(Error::new(ErrorKind::TooLarge, message));
+    }
+    Ok(())
+}
+
+/// A failure of the stream itself: a message over the limit is the caller's to mend, the rest is passed on.
+fn transport_status(status: Status) -> Status {
+    let ours = status.metadata().contains_key(KIND_METADATA);
+    if ours || status.code() != tonic::Code::OutOfRange {
+        return status;
+    }
+    let limit = MESSAGE_BYTES_MAX >> 20;
+    ErrorKind::TooLarge
+        .status(format!("a message is over the limit of {limit} MiB; send smaller batches ({})", status.message()))
+}
+
 /// A decoding failure as the caller should see it: broken bytes are the caller's, a broken stream is nobody's.
-pub fn decode_status(error: FlightError) -> Status {
+fn decode_status(error: FlightError) -> Status {
     match error {
         FlightError::Tonic(status) => *status,
-        other => Error::invalid(format!("the Arrow IPC stream is broken: {other}")).into(),
+        other => {
+            // Flatbuffers trace where they looked, a line each; the first says what they found.
+            let what = other.to_string();
+            let what = what.lines().next().unwrap_or_default().trim_end_matches('.');
+            Error::invalid(format!("the Arrow IPC stream is broken: {what}")).into()
+        }
     }
 }
 
 /// The next message of an upload; `None` at its end.
 pub async fn next(messages: &mut FlightDataDecoder) -> Result<Option<DecodedFlightData>, Status> {
-    messages.next().await.transpose().map_err(decode_status)
+    // Arrow's decoder panics on some damage that no check here knows of; the stream ends with it.
+    match AssertUnwindSafe(messages.next()).catch_unwind().await {
+        Ok(message) => message.transpose().map_err(decode_status),
+        Err(_) => Err(Error::invalid("the Arrow IPC stream is broken: a message contradicts its schema").into()),
+    }
 }
 
 /// Encodes batches of one schema. Dictionary columns do not occur in replies.

@@ -1,6 +1,11 @@
-//! `cairnd` processes that are to refuse their start.
+//! `cairnd` processes over a folder of the test's own: such that are to refuse their start, and such that start again.
 
-use crate::support::TestResult;
+use super::{DEFINITIONS, driver, row};
+use crate::support::rows::show;
+use crate::support::{TestResult, files, into, service};
+use arrow_array::RecordBatch;
+use cairn_client::local::LocalCluster;
+use cairn_client::{Client, DEFAULT_PROJECT};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -15,7 +20,7 @@ pub fn ports() -> TestResult<[String; 4]> {
     Ok(["--listen".to_owned(), clients, "--peer-listen".to_owned(), peers])
 }
 
-/// Runs `cairnd` until it ends by itself with a failure; returns its last line, which is the error.
+/// Runs `cairnd` until it ends by itself with a failure; returns the error it ended with.
 pub async fn refused_start(data_dir: &Path, arguments: &[&str]) -> TestResult<String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cairnd"));
     command.arg("--data-dir").arg(data_dir);
@@ -27,9 +32,36 @@ pub async fn refused_start(data_dir: &Path, arguments: &[&str]) -> TestResult<St
     let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(1), "{out}\n{errors}");
     assert_eq!(out, "", "it said it was ready");
-    let last = errors.lines().last().unwrap_or_default();
-    assert!(last.starts_with("error: "), "{errors}");
-    Ok(last.to_owned())
+    let (_, error) = errors.rsplit_once("\nerror: ").or(errors.split_once("error: ")).ok_or("no error was told")?;
+    Ok(error.trim_end().to_owned())
+}
+
+/// One node with its data in `folder/n1`, as an earlier one left it there if there was one.
+pub async fn node_over(folder: &Path, arguments: &[&str]) -> TestResult<(LocalCluster, Client)> {
+    let arguments = [&["--shards", "2", "--cache-mib", "32"], arguments].concat();
+    let cluster = LocalCluster::start(Path::new(env!("CARGO_BIN_EXE_cairnd")), folder, 1, &arguments).await?;
+    let client = Client::connect(&cluster.nodes()[0].address).await?;
+    Ok((cluster, client))
+}
+
+/// The definitions and one row, driver 7's.
+pub async fn fill(client: &Client) -> TestResult {
+    client.apply(DEFAULT_PROJECT, files(DEFINITIONS)).await?;
+    store(client, row(7, 4.5, 3)).await
+}
+
+/// Stores rows that are all taken.
+pub async fn store(client: &Client, rows: RecordBatch) -> TestResult {
+    let count = rows.num_rows() as u64;
+    let reply = client.ingest_batch(into("stats"), rows).await?;
+    assert_eq!(reply.rows_accepted, count, "{reply:?}");
+    Ok(())
+}
+
+/// What is stored of a driver, as `driver_id | rating | trips` and a line end.
+pub async fn stored(client: &Client, id: i64) -> TestResult<String> {
+    let (read, _) = client.online_features(service("eta")).read(&driver(id)).await?;
+    Ok(show(&read).split_inclusive('\n').skip(1).collect())
 }
 
 /// Every file below `folder` with its size and bytes' hash, sorted; `LOCK` names whoever looked last and is left out.

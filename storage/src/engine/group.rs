@@ -36,14 +36,8 @@ impl Group {
     /// `InvalidArgument` for data of a newer format or another kind; `Corrupt`; `Io`.
     pub fn open(engine: &Arc<Engine>, dir: &Path, format: &'static Format) -> Result<Self> {
         fs::create_dir_all(dir).map_err(Error::io(format!("making directory {}", dir.display())))?;
-        let pointer = dir.join(POINTER);
-        let found = match fs::read_to_string(&pointer) {
-            Ok(text) => Some(number_of(text.trim_end()).ok_or_else(|| {
-                Error::Corrupt(format!("{} does not name a database: {:?}", pointer.display(), text.trim_end()))
-            })?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(Error::io(format!("reading {}", pointer.display()))(error)),
-        };
+        Self::check(dir, format)?;
+        let found = live_number(dir)?;
         delete_leftovers(dir, found)?;
         let number = found.unwrap_or(1);
         let path = dir.join(name_of(number));
@@ -51,7 +45,6 @@ impl Group {
             fs::create_dir(&path).map_err(Error::io(format!("making directory {}", path.display())))?;
             write_format(&path, format)?;
         }
-        check_format(&path, format)?;
         let db = Db::open(engine, &path, format)?;
         if found.is_none() {
             sync_files(&path)?;
@@ -64,6 +57,14 @@ impl Group {
             live: RwLock::new(Arc::new(db)),
             number: Mutex::new(number),
         })
+    }
+
+    /// Looks whether this version can open the group in `dir`, if there is one. Writes nothing.
+    ///
+    /// # Errors
+    /// As [`Group::open`].
+    pub fn check(dir: &Path, format: &Format) -> Result<()> {
+        live_number(dir)?.map_or(Ok(()), |number| check_format(&dir.join(name_of(number)), format))
     }
 
     pub fn dir(&self) -> &Path {
@@ -154,6 +155,18 @@ fn name_of(number: u64) -> String {
 
 fn number_of(name: &str) -> Option<u64> {
     name.strip_prefix(DB_PREFIX)?.parse().ok()
+}
+
+/// The database that `CURRENT_DB` names; `None` before there is one.
+fn live_number(dir: &Path) -> Result<Option<u64>> {
+    let pointer = dir.join(POINTER);
+    match fs::read_to_string(&pointer) {
+        Ok(text) => number_of(text.trim_end()).map(Some).ok_or_else(|| {
+            Error::Corrupt(format!("{} does not name a database: {:?}", pointer.display(), text.trim_end()))
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(format!("reading {}", pointer.display()))(error)),
+    }
 }
 
 fn point_to(dir: &Path, number: u64) -> Result<()> {
@@ -290,6 +303,7 @@ mod tests {
             fs::write(&file, text).unwrap();
             let error = Group::open(&engine, root.path(), &FORMAT).err().unwrap().to_string();
             assert!(error.contains(expected), "{error}");
+            assert_eq!(Group::check(root.path(), &FORMAT).unwrap_err().to_string(), error);
         };
         check("cairn test 3\n", "test format 3, and this node reads formats up to 2");
         check("cairn meta 1\n", "`meta` database where a `test` one");

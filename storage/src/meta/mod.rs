@@ -67,6 +67,14 @@ struct Live {
 }
 
 impl Meta {
+    /// Looks whether this version can open the group in `dir`, if there is one. Writes nothing.
+    ///
+    /// # Errors
+    /// As [`Meta::open`].
+    pub fn check(dir: &Path) -> Result<()> {
+        Group::check(dir, &FORMAT)
+    }
+
     /// Opens the group in `dir`, or makes it.
     ///
     /// # Errors

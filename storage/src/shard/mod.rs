@@ -59,6 +59,14 @@ struct Progress {
 }
 
 impl Shard {
+    /// Looks whether this version can open the shard in `dir`, if there is one. Writes nothing.
+    ///
+    /// # Errors
+    /// As [`Shard::open`].
+    pub fn check(dir: &Path) -> Result<()> {
+        Group::check(dir, &FORMAT)
+    }
+
     /// Opens the shard in `dir`, or makes an empty one.
     ///
     /// # Errors

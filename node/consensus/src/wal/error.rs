@@ -16,7 +16,7 @@ pub enum WalError {
     /// Bytes that were durable once are not what was written. Never repaired: the node joins anew.
     #[error("the log is damaged: `{}` at offset {offset}: {what}", path.display())]
     Corrupt { path: PathBuf, offset: u64, what: String },
-    #[error("`{}` has log format {found}; this version reads up to {supported}", path.display())]
+    #[error("`{}` has log format {found}, and this version of cairnd reads up to {supported}: start it with the version that wrote it, or a newer one", path.display())]
     NewerFormat { path: PathBuf, found: String, supported: u32 },
     #[error("the log in `{}` is in use by another process", .0.display())]
     Locked(PathBuf),

@@ -279,7 +279,7 @@ fn a_full_disk_has_its_own_error() {
     let wal = open(&disk);
     disk.set_capacity(Some(6 << 10));
     let refusal = (1..).find_map(|index| append(&wal, 1, &[(index, &[1; 500])]).err()).unwrap();
-    assert!(refusal.starts_with("the disk is full: cannot reserve space for `/wal/"), "{refusal}");
+    assert!(refusal.starts_with("the disk is full: cannot write to `/wal/"), "{refusal}");
     let failed = wal.failed().unwrap();
     assert!(matches!(failed, WalError::DiskFull { .. }));
     assert_eq!(failed.kind(), ErrorKind::ReadOnly);
@@ -289,9 +289,24 @@ fn a_full_disk_has_its_own_error() {
     assert_eq!(vote(&wal, 1, b"v").unwrap_err(), refusal);
     drop(wal);
     disk.restart();
+    disk.set_capacity(Some(0));
     assert!(matches!(refused(&disk), WalError::DiskFull { .. }));
     disk.set_capacity(None);
     assert!(!indexes(&open(&disk), 1).is_empty());
+}
+
+/// Less room than a segment reserves: the log opens, goes on while there is any, and keeps what it took.
+#[test]
+fn a_nearly_full_disk_opens() {
+    let disk = MemFiles::default();
+    append(&open(&disk), 1, &[(1, b"first")]).unwrap();
+    disk.restart();
+    disk.set_capacity(Some(5 << 10));
+    let wal = open(&disk);
+    append(&wal, 1, &[(2, b"second")]).unwrap();
+    drop(wal);
+    disk.crash(0);
+    assert_eq!(indexes(&open(&disk), 1), [1, 2]);
 }
 
 /// A log of three segments; the last batch is `batch`, each batch one entry.
@@ -388,7 +403,9 @@ fn newer_formats_are_refused_by_name() {
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     disk.replace(path, bytes);
     let message = refused(&disk).to_string();
-    assert_eq!(message, "`/wal/0000000000000003.wal` has log format 2; this version reads up to 1");
+    let (what, fix) = message.split_once(": ").unwrap();
+    assert_eq!(what, "`/wal/0000000000000003.wal` has log format 2, and this version of cairnd reads up to 1");
+    assert_eq!(fix, "start it with the version that wrote it, or a newer one");
 }
 
 #[test]

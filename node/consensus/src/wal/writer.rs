@@ -270,7 +270,13 @@ pub(super) fn create_segment(
     let path = segment_path(dir, header.sequence);
     let unnamed = path.with_extension("new");
     let file = files.create(&unnamed).map_err(WalError::io("create", &unnamed))?;
-    file.allocate(options.segment_bytes).map_err(WalError::io("reserve space for", &unnamed))?;
+    match file.allocate(options.segment_bytes) {
+        // A nearly full disk must not keep a node from starting, if only to be read: the segment grows as it is written.
+        Err(full) if full.kind() == std::io::ErrorKind::StorageFull => {
+            file.truncate(0).map_err(WalError::io("shorten", &unnamed))?;
+        }
+        allocated => allocated.map_err(WalError::io("reserve space for", &unnamed))?,
+    }
     let (bytes, seed) = header.encode();
     let start = SEGMENT_HEADER_BYTES as u64;
     let groups = checkpoint.first_chunk().map_or(0, |count| u64::from(u32::from_le_bytes(*count)));
