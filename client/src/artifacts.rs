@@ -95,8 +95,9 @@ impl Client {
     /// `NotFound` for an unknown root; `Corrupt` when the bytes do not have it; then no file is left.
     pub async fn download_file(&self, root: &str, path: &Path, progress: Option<Progress>) -> Result<u64> {
         let partial = partial_name(path);
-        let outcome = self.download_partial(root, &partial, progress).await;
         let failed = |error: std::io::Error| Error::file(path, error);
+        let file = std::fs::File::create(&partial).map_err(failed)?;
+        let outcome = self.download_partial(root, &partial, file, progress).await;
         match outcome {
             Ok(size) => std::fs::rename(&partial, path).map_err(failed).map(|()| size),
             Err(error) => {
@@ -106,8 +107,13 @@ impl Client {
         }
     }
 
-    async fn download_partial(&self, root: &str, partial: &Path, progress: Option<Progress>) -> Result<u64> {
-        let mut file = std::fs::File::create(partial).map_err(|error| Error::file(partial, error))?;
+    async fn download_partial(
+        &self,
+        root: &str,
+        partial: &Path,
+        mut file: std::fs::File,
+        progress: Option<Progress>,
+    ) -> Result<u64> {
         let mut hasher = blake3::Hasher::new();
         let mut received = 0_u64;
         let mut attempts = self.attempts(Repeat::Harmless);

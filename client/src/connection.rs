@@ -164,7 +164,11 @@ impl Client {
                     self.note(&node, None);
                     return Ok(response.into_inner());
                 }
-                Ok(Err(status)) => Error::of_status(&node.address, &status),
+                Ok(Err(status)) => match Error::of_status(&node.address, &status) {
+                    // The channel watches the same deadline, and says that the connection broke.
+                    Error::Interrupted { .. } if attempts.left().is_zero() => attempts.timed_out(&node),
+                    error => error,
+                },
                 Err(_) => attempts.timed_out(&node),
             };
             self.note(&node, Some(&error));

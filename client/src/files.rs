@@ -130,8 +130,8 @@ impl TableReader {
         let schema = Arc::new(Schema::new(self.schema.fields().iter().map(renamed).collect::<Vec<_>>()));
         self.schema = Arc::clone(&schema);
         let batches = std::mem::replace(&mut self.batches, Box::new(std::iter::empty()));
-        self.batches =
-            Box::new(batches.map(move |batch| batch.and_then(|batch| batch.with_schema(Arc::clone(&schema)))));
+        let renamed = move |batch: RecordBatch| RecordBatch::try_new(Arc::clone(&schema), batch.columns().to_vec());
+        self.batches = Box::new(batches.map(move |batch| batch.and_then(&renamed)));
     }
 }
 
@@ -140,8 +140,24 @@ impl Iterator for TableReader {
 
     fn next(&mut self) -> Option<Self::Item> {
         let batch = self.batches.next()?;
-        Some(batch.map_err(|error| Error::file(&self.path, error)))
+        Some(batch.map_err(|error| Error::file(&self.path, legible(&error.to_string(), &self.schema))))
     }
+}
+
+/// The reader's complaint about a cell of a CSV file, by its line and column name; any other one as it is.
+fn legible(complaint: &str, schema: &Schema) -> String {
+    let cell = || {
+        let rest = complaint.strip_prefix("Parser error: Error while parsing value '")?;
+        let (value, rest) = rest.split_once("' as type '")?;
+        let (kind, rest) = rest.split_once("' for column ")?;
+        let (column, rest) = rest.split_once(" at line ")?;
+        let (line, _) = rest.split_once(". Row data: ")?;
+        let column = schema.fields().get(column.parse::<usize>().ok()?)?.name();
+        // The reader counts lines from 0.
+        let line = line.parse::<u64>().ok()? + 1;
+        Some(format!("line {line}, column `{column}`: `{value}` is not {kind}"))
+    };
+    cell().unwrap_or_else(|| complaint.to_owned())
 }
 
 fn open_parquet(path: &Path, options: &ReadOptions) -> Result<TableReader> {

@@ -147,9 +147,9 @@ impl Target {
         }
         self.refuse_strangers(batch)?;
         let what = "a join key";
-        let keys: Vec<ArrayRef> =
+        let key_columns: Vec<ArrayRef> =
             self.join_keys.iter().map(|key| self.column(batch, &key.name, what)).collect::<Result<_>>()?;
-        let keys = EntityKeys::encode(&self.join_keys, &keys)?;
+        let keys = EntityKeys::encode(&self.join_keys, &key_columns)?;
         let event = times(&self.column(batch, EVENT_TIMESTAMP, "the event time")?, EVENT_TIMESTAMP)?;
         let created =
             batch.column_by_name(CREATED_TIMESTAMP).map(|column| times(column, CREATED_TIMESTAMP)).transpose()?;
@@ -166,7 +166,9 @@ impl Target {
         let mut packed = Vec::new();
         for row in 0..batch.num_rows() {
             let Some(key) = keys.get(row) else {
-                prepared.reject(row, "a join key is null");
+                let null = self.join_keys.iter().zip(&key_columns).find(|(_, column)| column.is_null(row));
+                let name = null.map_or("?", |(key, _)| key.name.as_str());
+                prepared.reject(row, &format!("join key `{name}` is null"));
                 continue;
             };
             if key.len() > ENTITY_KEY_BYTES_MAX {

@@ -36,7 +36,7 @@ async fn a_file_that_is_no_model_is_refused_by_name() -> TestResult {
     check(mlp[..mlp.len() - 1].to_vec(), expect!["invalid_argument: `fare.onnx`: the model is not valid: protobuf: the file ends inside a field: it is cut off, or not ONNX"]).await;
     check(
         b"no model at all".to_vec(),
-        expect!["invalid_argument: `fare.onnx`: the model is not valid: protobuf: wire type 6 does not exist"],
+        expect!["invalid_argument: `fare.onnx`: the model is not valid: protobuf: wire type 6 does not exist: it is not ONNX"],
     )
     .await;
     check(Vec::new(), expect!["invalid_argument: `fare.onnx`: the model is not valid: file: it is empty"]).await;

@@ -198,7 +198,7 @@ async fn rows_without_a_key_or_a_time_are_rejected_one_by_one() -> TestResult {
     let reply = victim.story.ingest("stats", rows).await?;
     assert_eq!((reply.rows_accepted, reply.rows_rejected), (1, 2));
     let rejections: Vec<String> = reply.rejections.iter().map(|it| format!("{}: {}", it.row, it.reason)).collect();
-    assert_eq!(rejections, ["0: a join key is null", "1: `event_timestamp` is null"]);
+    assert_eq!(rejections, ["0: join key `driver_id` is null", "1: `event_timestamp` is null"]);
     let read = victim.story.online(service("eta"), &batch(&[("driver_id", ints([1, 2]))])).await?;
     assert_eq!(support::rows::show(&read), "driver_id | rating | trips\n1 |  | \n2 | 3.0 | \n".replace(" \n", "\n"));
 

@@ -172,9 +172,14 @@ async fn refused(story: &Story, from: &str, to: &str) -> String {
 async fn a_mistake_is_named_by_file_line_and_column() -> TestResult {
     let story = Story::one_node().await?;
     let check = async |from: &str, to: &str, expected: Expect| expected.assert_eq(&refused(&story, from, to).await);
-    check("join_keys:", "join_key:", expect![[r#"
-        defs.yaml:3:8: unknown field `join_key`, expected one of description, join_keys, entities, ttl, source, features, sources, request_data, feature_service, model, champion, challengers, shadows
-    "#]]).await;
+    check(
+        "join_keys:",
+        "join_key:",
+        expect![[r#"
+        defs.yaml:3:8: unknown field `join_key`; did you mean `join_keys`?
+    "#]],
+    )
+    .await;
     check("kind: FeatureView", "kind: FeatureVeiw", expect![[r#"
         defs.yaml:5:7: `FeatureVeiw` is not a kind; the kinds are Entity, FeatureView, OnDemandFeatureView, FeatureService, Model, Deployment
     "#]]).await;

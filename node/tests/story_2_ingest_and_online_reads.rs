@@ -428,7 +428,7 @@ async fn rows_that_cannot_be_stored_are_listed_and_the_others_are_stored() -> Te
     let reasons: String =
         reply.rejections.iter().map(|rejected| format!("{}: {}\n", rejected.row, rejected.reason)).collect();
     expect![[r#"
-        1: a join key is null
+        1: join key `plate` is null
         2: `event_timestamp` is null
         3: the entity key is 2002 bytes, over the limit of 1024
         4: row 4 is 2097162 bytes packed, over the limit of 1048576

@@ -140,7 +140,7 @@ async fn a_file_that_is_no_model_or_does_not_fit_makes_no_version() -> TestResul
     let error = story.client.register_model(ask).await.unwrap_err();
     said += &format!("{}: {error}\n", error.kind());
     expect![[r#"
-        invalid_argument: `garbage.onnx`: the model is not valid: protobuf: wire type 4 does not exist
+        invalid_argument: `garbage.onnx`: the model is not valid: protobuf: wire type 4 does not exist: it is not ONNX
         invalid_argument: `cut.onnx`: the model is not valid: protobuf: the file ends inside a field: it is cut off, or not ONNX
         invalid_argument: `empty.onnx`: the model is not valid: file: it is empty
         invalid_argument: `other.onnx` does not fit feature service `flight_delay@1`: the model's input `x` takes 20 features, and the batch has 29 in 29 columns

@@ -64,6 +64,9 @@ impl From<Error> for Failure {
             Error::Connect { address, .. } => Some(format!(
                 "is `cairnd` running at {address}? start it with `cairnd`, or name another node with --node HOST:PORT or CAIRN_NODE"
             )),
+            Error::Interrupted { .. } => Some(
+                "the node went away, or is no Cairn node; if this was a write, look before you do it again".to_owned(),
+            ),
             Error::Protocol { .. } => Some("is this a Cairn node, and of a version that fits this `cairn`?".to_owned()),
             error => general_hint(error.kind()).map(str::to_owned),
         };
@@ -73,7 +76,7 @@ impl From<Error> for Failure {
 
 fn general_hint(kind: ErrorKind) -> Option<&'static str> {
     match kind {
-        ErrorKind::Timeout => Some("the outcome is unknown: look before you do it again"),
+        ErrorKind::Timeout => Some("try again, or wait longer with --timeout; a write may have taken effect"),
         ErrorKind::Overloaded | ErrorKind::Unavailable => {
             Some("try again in a moment; `cairn status` shows the cluster")
         }

@@ -8,7 +8,7 @@ use super::progress::{Progress, Unit, per_second};
 use cairn_client::artifacts::hash_file;
 use cairn_client::command::{Command, Ingest, Ingested};
 use cairn_client::files::{ReadOptions, TableReader};
-use cairn_client::{ErrorKind, Token};
+use cairn_client::{Error, ErrorKind, Token};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::time::Duration;
@@ -57,10 +57,7 @@ pub async fn ingest(session: &Session, args: IngestArgs) -> Outcome {
             Ok(None) => break,
             Err(error) => {
                 progress.clear();
-                let again = "run the same command again: rows that are stored already are not stored twice";
-                return Err([ErrorKind::Timeout, ErrorKind::Unavailable, ErrorKind::Overloaded]
-                    .into_iter()
-                    .fold(Failure::from(error), |failure, kind| failure.hint_when(kind, again)));
+                return Err(total.stopped(error));
             }
         }
     }
@@ -140,9 +137,28 @@ impl Total {
         }
     }
 
+    /// What to say of an ingest that ended early: what is stored, and what to do about the rest.
+    fn stopped(&self, error: Error) -> Failure {
+        let again = "run the same command again: rows that are stored already are not stored twice";
+        let stored = match self.accepted + self.duplicate {
+            0 => None,
+            stored => {
+                Some(format!("{} before it are stored; sending them again changes nothing", count(stored, "row")))
+            }
+        };
+        let mut failure = Failure::from(error);
+        for kind in [ErrorKind::Timeout, ErrorKind::Unavailable, ErrorKind::Overloaded] {
+            failure = failure.hint_when(kind, again);
+        }
+        match stored {
+            Some(stored) => failure.hint_when(ErrorKind::InvalidArgument, stored),
+            None => failure,
+        }
+    }
+
     fn text(&self, view: &str, elapsed: Duration) -> String {
         let mut text = format!(
-            "{} stored in `{view}`, {} of them the newest of their entity",
+            "{} stored in `{view}`, {} of them newer than what their entity had",
             count(self.accepted, "row"),
             indicatif::HumanCount(self.updated)
         );
@@ -208,7 +224,7 @@ mod tests {
         assert_eq!(total.rejections.len(), REJECTIONS_SHOWN);
         total.rejections.truncate(3);
         expect![[r#"
-            98 rows stored in `driver_stats`, 90 of them the newest of their entity; 99 rows had been stored before; 52 rows rejected
+            98 rows stored in `driver_stats`, 90 of them newer than what their entity had; 99 rows had been stored before; 52 rows rejected
             2.0 s, 124 rows/s, token 1@10,2@8
             rejected (rows of the file, counted from 0):
               row 3: join key `driver_id` is null

@@ -122,7 +122,7 @@ async fn promote(session: &Session, args: &PromoteArgs) -> Outcome {
     };
     let model = &args.model;
     let moved = session.client.promote(&ask).await.map_err(|error| {
-        let moved = format!("the alias moved meanwhile: `cairn model show {model}`, then decide again");
+        let moved = format!("`cairn model history {model}` tells who moved it and why");
         let look = format!("the outcome is unknown: `cairn model history {model}` tells whether it moved");
         unknown(error).hint_when(ErrorKind::Conflict, moved).hint_when(ErrorKind::Timeout, look)
     })?;
@@ -244,6 +244,10 @@ fn model_text(model: &api::RegisteredModel) -> String {
             let _ = writeln!(text, "  {name:<12} {value}");
         }
     }
+    if model.versions.is_empty() {
+        let _ = writeln!(text, "  no versions yet; `cairn model register {} FILE.onnx` makes the first", model.name);
+        return text;
+    }
     let mut versions: Vec<_> = model.versions.iter().collect();
     versions.sort_by_key(|version| std::cmp::Reverse(version.version));
     let rows = versions.into_iter().map(|version| {
@@ -262,6 +266,12 @@ fn model_text(model: &api::RegisteredModel) -> String {
     text + "\n" + &output::columns(&header, &["VERSION"], rows)
 }
 
+/// Whether a token tells of rows; the registry writes its own position, in group 0, where nobody said what a model was
+/// trained on.
+fn is_rows(token: &str) -> bool {
+    token.split(',').any(|position| !position.starts_with("0@"))
+}
+
 /// What is known of a version, a line each; what was not said is left out.
 fn version_text(version: &api::ModelVersion) -> String {
     let tags: BTreeMap<_, _> = version.tags.iter().collect();
@@ -277,7 +287,7 @@ fn version_text(version: &api::ModelVersion) -> String {
         ("inputs", tensors(&version.inputs)),
         ("outputs", tensors(&version.outputs)),
         ("service", service(version)),
-        ("trained on", version.token.clone()),
+        (if is_rows(&version.token) { "trained on" } else { "token" }, version.token.clone()),
         ("metrics", metrics(version)),
         ("tags", tags.join(", ")),
         ("code commit", version.code_commit.clone()),

@@ -5,13 +5,14 @@ use super::args::{EntityArg, Format, GetArgs, JoinArgs, LevelArg, PredictArgs, R
 use super::failure::{Failure, Outcome};
 use super::output::{self, count};
 use super::progress::{Progress, Unit, per_second};
-use arrow_array::RecordBatch;
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use cairn_client::command::{Command, GetHistoricalFeatures, GetOnlineFeatures, Level, Predict, Read, ReadReply};
 use cairn_client::files::{FileFormat, ReadOptions, TableReader, TableWriter};
 use cairn_client::registry::VersionOf;
 use cairn_client::{Error, ErrorKind, read};
 use serde_json::{Map, Value, json};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Rows of a training set shown when no file is named.
 const ROWS_SHOWN: usize = 20;
@@ -30,17 +31,18 @@ pub async fn get(session: &Session, args: GetArgs) -> Outcome {
         ..read::online(session.project())
     };
     let (rows, reply) = session.client.get_online_features(ask).await.map_err(unknown_name)?;
-    show(session, &rows, &reply)
+    show(session, &rows, &reply, None)
 }
 
 pub async fn predict(session: &Session, args: PredictArgs) -> Outcome {
+    let keys = entities(&args.entities)?;
     let mut ask = Predict {
         deployment: args.deployment,
         read: args.read.read(Level::Bounded)?,
         as_of: args.as_of,
         known_as_of: args.read.known_as_of,
         features: args.features,
-        entities: Some(entities(&args.entities)?),
+        entities: Some(keys.clone()),
         ..read::predict(session.project())
     };
     if let Some(model) = args.model {
@@ -57,7 +59,7 @@ pub async fn predict(session: &Session, args: PredictArgs) -> Outcome {
         ask.model = Some(model.name);
     }
     let (rows, reply) = session.client.get_predictions(ask).await.map_err(unknown_name)?;
-    show(session, &rows, &reply)
+    show(session, &rows, &reply, Some(&keys))
 }
 
 pub async fn join(session: &Session, args: JoinArgs) -> Outcome {
@@ -242,10 +244,13 @@ fn unknown_name(error: Error) -> Failure {
     Failure::from(error).hint_when(ErrorKind::NotFound, "`cairn definitions` and `cairn model list` show what there is")
 }
 
-fn show(session: &Session, rows: &RecordBatch, reply: &ReadReply) -> Outcome {
-    let one = std::slice::from_ref(rows);
-    let table = output::batches(one)?;
-    let listed = output::batches_json(one)?;
+/// Prints rows with what is said of the read. `keys` are those that the rows do not carry themselves.
+fn show(session: &Session, rows: &RecordBatch, reply: &ReadReply, keys: Option<&Map<String, Value>>) -> Outcome {
+    let table = match keys {
+        Some(keys) => output::batches(&[with_keys(rows, keys)])?,
+        None => output::batches(std::slice::from_ref(rows))?,
+    };
+    let listed = output::batches_json(std::slice::from_ref(rows))?;
     let text = || match &reply.model {
         Some(model) => format!(
             "{table}answered by {}@{} ({}), features of {}@{}, token {}\n",
@@ -253,7 +258,25 @@ fn show(session: &Session, rows: &RecordBatch, reply: &ReadReply) -> Outcome {
         ),
         None => table,
     };
-    output::answer(session.global.output, text, || json!({"rows": listed, "read": reply}))
+    let document = || match keys {
+        Some(keys) => json!({"entities": keys, "rows": listed, "read": reply}),
+        None => json!({"rows": listed, "read": reply}),
+    };
+    output::answer(session.global.output, text, document)
+}
+
+/// Rows with the keys they were asked by before them, as they were typed.
+fn with_keys(rows: &RecordBatch, keys: &Map<String, Value>) -> RecordBatch {
+    let named = keys.iter().filter_map(|(name, values)| Some((name.as_str(), values.as_array()?)));
+    let columns = named.map(|(name, values)| {
+        let texts: StringArray = values.iter().map(Value::as_str).collect();
+        (name.to_owned(), Arc::new(texts) as ArrayRef, true)
+    });
+    let schema = rows.schema();
+    let names = schema.fields().iter().map(|field| (field.name().clone(), field.is_nullable()));
+    let own = names.zip(rows.columns()).map(|((name, nullable), column)| (name, Arc::clone(column), nullable));
+    // An answer of another length than was asked for is shown as it came.
+    RecordBatch::try_from_iter_with_nullable(columns.chain(own)).unwrap_or_else(|_| rows.clone())
 }
 
 #[cfg(test)]

@@ -57,6 +57,8 @@ fn csv_takes_the_types_the_caller_knows() {
             "3 rows: carrier Utf8, flight Utf8, delay Float32, event_timestamp Timestamp(µs, \"UTC\"), late Boolean"
         ],
     );
+    let rows = TableReader::open(&path, &options).unwrap().next().unwrap().unwrap();
+    assert_eq!(rows.schema().field(3).name(), "event_timestamp", "the batches are named like their reader");
 }
 
 #[test]
@@ -97,8 +99,10 @@ fn a_row_that_does_not_fit_its_type_is_an_error_not_a_null() {
     let path = csv(&folder, "id\n1\n2\nx\n");
     let types = Schema::new(vec![Field::new("id", DataType::Int64, true)]);
     let reader = TableReader::open(&path, &ReadOptions { types: Some(types), ..options() }).unwrap();
-    let outcomes: Vec<_> = reader.map(|batch| batch.is_ok()).take(2).collect();
-    assert_eq!(outcomes, [true, false]);
+    let outcomes: Vec<_> = reader.map(|batch| batch.map_err(|error| error.to_string())).take(2).collect();
+    assert!(outcomes[0].is_ok());
+    let error = outcomes[1].clone().unwrap_err();
+    assert!(error.ends_with("rows.csv: line 4, column `id`: `x` is not Int64"), "{error}");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use cairn_proto::api::v1::SourceFile;
 use cairn_proto::record::v1 as record;
+use cairn_storage::near::nearest;
 use record::definition::Kind;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
@@ -105,7 +106,16 @@ fn yaml_problem(path: &str, error: &serde_saphyr::Error) -> Problem {
     let text = error.without_snippet().to_string();
     // The library ends its message with the place, which already stands in front of ours.
     let message = text.split(" at line ").next().unwrap_or(&text).trim_end_matches(" at").to_owned();
-    Problem { place, message: message.lines().next().unwrap_or("not valid YAML").to_owned() }
+    let message = message.lines().next().unwrap_or("not valid YAML");
+    Problem { place, message: near_field(message).unwrap_or_else(|| message.to_owned()) }
+}
+
+/// A misspelt field with the one that was meant, instead of all fields there are.
+fn near_field(message: &str) -> Option<String> {
+    let (unknown, known) = message.split_once(", expected one of ")?;
+    let name = unknown.strip_prefix("unknown field `")?.strip_suffix('`')?;
+    let near = nearest(name, known.split(", ").map(|name| name.trim_matches('`')))?;
+    Some(format!("{unknown}; did you mean `{near}`?"))
 }
 
 // ---------------------------------------------------------------- the YAML shapes

@@ -68,7 +68,7 @@ impl Scan<'_> {
                         self.walk(inner, child)?;
                     }
                 }
-                other => return Err(invalid("protobuf", format!("wire type {other} does not exist"))),
+                other => return Err(invalid("protobuf", format!("wire type {other} does not exist: it is not ONNX"))),
             }
         }
         Ok(())

@@ -1,0 +1,9 @@
+//! What a person at a terminal, or a script, sees of `cairn`: standard output, standard error and exit codes, against a
+//! real node.
+
+mod definitions;
+mod models;
+mod reads;
+mod rows;
+mod support;
+mod usage;
