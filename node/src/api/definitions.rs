@@ -1,6 +1,5 @@
 //! `plan`, `apply` and `list` of definitions.
 
-use crate::definitions::resolve::{Existing, key_of};
 use crate::definitions::{self, Plan};
 use crate::error::{Error, Result};
 use crate::meta_write;
@@ -9,7 +8,7 @@ use cairn_proto::ErrorKind;
 use cairn_proto::api::v1 as api;
 use cairn_proto::record::v1 as record;
 use cairn_proto::token::Token;
-use cairn_storage::catalog::{Catalog, DefinitionKind};
+use cairn_storage::catalog::{Catalog, DefinitionKind, Project};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -43,19 +42,8 @@ impl api::definitions_server::Definitions for Definitions {
     ) -> Result<Response<api::ListDefinitionsReply>, Status> {
         let catalog = self.node.fresh_catalog().await?;
         let project = request.into_inner().project;
-        let existing = existing(&catalog, &project);
-        if existing.catalog_version == 0 {
-            catalog.project(&project).map_err(Error::from)?;
-        }
-        let row =
-            |((kind, name), version): (&(DefinitionKind, String), &record::DefinitionVersion)| api::DefinitionRow {
-                kind: kind.as_str().to_owned(),
-                name: name.clone(),
-                version: version.version,
-                summary: summary(version),
-                applied_us: version.applied_us,
-            };
-        Ok(Response::new(api::ListDefinitionsReply { rows: existing.definitions.iter().map(row).collect() }))
+        let project = catalog.project(&project).map_err(Error::from)?;
+        Ok(Response::new(api::ListDefinitionsReply { rows: rows(project) }))
     }
 }
 
@@ -103,17 +91,22 @@ fn make_plan(catalog: &Catalog, ask: &api::PlanRequest) -> Result<Plan> {
     if placed.is_empty() {
         return Err(Error::invalid("the files hold no definitions"));
     }
-    definitions::plan(&ask.project, placed, &existing(catalog, &ask.project)).map_err(said)
+    definitions::plan(catalog, &ask.project, placed).map_err(said)
 }
 
-/// The newest version of all a project has; empty for a project that does not exist.
-fn existing(catalog: &Catalog, project: &str) -> Existing {
-    let Ok(project) = catalog.project(project) else { return Existing::default() };
-    let newest = project.definitions().filter_map(|version| {
-        let key = key_of(version.definition.as_ref()?.kind.as_ref()?);
-        Some((key, version))
-    });
-    Existing { catalog_version: project.catalog_version(), definitions: newest.collect() }
+/// The newest version of all a project has.
+fn rows(project: &Project) -> Vec<api::DefinitionRow> {
+    let row = |version: record::DefinitionVersion| {
+        let (kind, name) = DefinitionKind::of(version.definition.as_ref()?)?;
+        Some(api::DefinitionRow {
+            kind: kind.as_str().to_owned(),
+            name: name.to_owned(),
+            version: version.version,
+            summary: summary(&version),
+            applied_us: version.applied_us,
+        })
+    };
+    project.definitions().filter_map(row).collect()
 }
 
 /// A definition in a few words, for listings.

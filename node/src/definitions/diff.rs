@@ -27,15 +27,6 @@ pub fn details(before: Option<&Kind>, after: &Kind) -> Vec<String> {
     out
 }
 
-/// Whether the new version of a feature view starts without the rows of the old one: its schema changed.
-pub fn loses_rows(before: &Kind, after: &Kind) -> bool {
-    let (Kind::FeatureView(old), Kind::FeatureView(new)) = (before, after) else { return false };
-    let shape = |view: &record::FeatureView| -> Vec<_> {
-        view.features.iter().map(|field| (field.name.clone(), field.r#type)).collect()
-    };
-    old.entities != new.entities || shape(old) != shape(new)
-}
-
 /// A definition as (what, value) lines.
 fn lines(kind: &Kind) -> Vec<(String, String)> {
     let line = |what: &str, value: String| (what.to_owned(), value);

@@ -1,7 +1,7 @@
 //! Definitions as users write them: YAML files in, one replicated change out.
 //!
 //! - [`parse`]: files to definitions, each with its place (file, line)
-//! - [`resolve`]: all of them checked together against what the project already has; references bound to versions
+//! - [`resolve`]: all of them checked together against what the project already has; versions as storage would make them
 //! - [`diff`]: what would change, in words
 //!
 //! Nothing here changes anything: the outcome is a [`resolve::Plan`], which carries the command for the meta group.

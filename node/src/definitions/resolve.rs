@@ -1,6 +1,9 @@
-//! All definitions of a plan checked together, over what the project has; references bound to view versions.
+//! All definitions of a plan checked together, over what the project has, with the place of each fault.
 //!
-//! The result is deterministic: equal files over an equal project give an equal command.
+//! Always true: versions, bound references and what changes come from [`preview`], the code that applies the command; the
+//! checks here only find faults earlier, all at once, where they were written, and in the words of the files. Beyond
+//! what `preview` refuses, they refuse SQL that does not compile, pinned versions, names of status and time columns,
+//! and arms that are not served.
 
 use super::diff;
 use super::parse::{Place, Placed, Problem};
@@ -8,31 +11,18 @@ use cairn_proto::api::v1::Change;
 use cairn_proto::command::{CREATED_TIMESTAMP, EVENT_TIMESTAMP};
 use cairn_proto::record::v1 as record;
 use cairn_query::expr::OnDemandProgram;
-use cairn_storage::catalog::DefinitionKind;
+use cairn_storage::catalog::{Catalog, DefinitionKind, Project};
+use cairn_storage::meta::preview;
 use cairn_storage::near::nearest;
 use record::definition::Kind;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The newest version of everything a project has, as the plan sees it.
-#[derive(Debug, Clone, Default)]
-pub struct Existing {
-    /// Compare-and-set token of the project; 0 = it does not exist.
-    pub catalog_version: u64,
-    pub definitions: BTreeMap<Key, record::DefinitionVersion>,
-}
-
 /// Kind and name. Feature views and on-demand feature views share one name space.
 pub type Key = (DefinitionKind, String);
 
-pub fn key_of(kind: &Kind) -> Key {
-    match kind {
-        Kind::Entity(it) => (DefinitionKind::Entity, it.name.clone()),
-        Kind::FeatureView(it) => (DefinitionKind::FeatureView, it.name.clone()),
-        Kind::OnDemandFeatureView(it) => (DefinitionKind::OnDemandFeatureView, it.name.clone()),
-        Kind::FeatureService(it) => (DefinitionKind::FeatureService, it.name.clone()),
-        Kind::Model(it) => (DefinitionKind::Model, it.name.clone()),
-        Kind::Deployment(it) => (DefinitionKind::Deployment, it.name.clone()),
-    }
+/// `None` for a definition without content.
+fn key_of(definition: &record::Definition) -> Option<Key> {
+    DefinitionKind::of(definition).map(|(kind, name)| (kind, name.to_owned()))
 }
 
 /// What would change, and the command that changes it.
@@ -48,33 +38,21 @@ impl Plan {
     }
 }
 
-/// Checks `placed` over `existing` and works out what changes.
+/// Checks `placed` over what `project` has in `catalog` and works out what changes.
 ///
 /// # Errors
 /// Every problem found, in the order of the files.
-pub fn plan(project: &str, placed: Vec<Placed>, existing: &Existing) -> Result<Plan, Vec<Problem>> {
-    let mut world = World::new(existing);
+pub fn plan(catalog: &Catalog, project: &str, placed: Vec<Placed>) -> Result<Plan, Vec<Problem>> {
+    let mut world = World::new(catalog.project(project).ok().map(AsRef::as_ref));
     let mut problems = Vec::new();
-    for one in &placed {
+    for one in placed {
         if let Err(problem) = world.add(one) {
             problems.push(problem);
         }
     }
-    // Dependencies first: each step only looks at what earlier steps have bound.
-    let order = [
-        DefinitionKind::Entity,
-        DefinitionKind::FeatureView,
-        DefinitionKind::OnDemandFeatureView,
-        DefinitionKind::FeatureService,
-        DefinitionKind::Model,
-        DefinitionKind::Deployment,
-    ];
-    for kind in order {
-        let names: Vec<String> = world.names(kind);
-        for name in names {
-            if let Err((message, place)) = world.bind(kind, &name) {
-                problems.push(Problem { place, message });
-            }
+    for (key, kind) in &world.now {
+        if let Err(complaint) = world.check(kind) {
+            problems.push(Problem { place: world.place(key, complaint.part.as_deref()), message: complaint.message });
         }
     }
     if !problems.is_empty() {
@@ -82,19 +60,16 @@ pub fn plan(project: &str, placed: Vec<Placed>, existing: &Existing) -> Result<P
         problems.dedup();
         return Err(problems);
     }
-    Ok(world.finish(project, &placed))
+    world.bind(catalog, project).map_err(|problem| vec![problem])
 }
 
 struct World<'a> {
-    existing: &'a Existing,
+    /// `None` before its first definitions.
+    existing: Option<&'a Project>,
     /// Everything as it will be: written now, or already there.
     now: BTreeMap<Key, Kind>,
     written: BTreeMap<Key, Placed>,
-    /// What changes, by comparison with the newest version.
-    changed: BTreeSet<Key>,
 }
-
-type Bound = Result<(), (String, Place)>;
 
 /// What is wrong with a definition, and with which part of it.
 #[derive(Debug)]
@@ -115,17 +90,15 @@ fn about(part: &str) -> impl Fn(String) -> Complaint {
 }
 
 impl<'a> World<'a> {
-    fn new(existing: &'a Existing) -> Self {
-        let kinds = existing.definitions.iter().filter_map(|(key, version)| {
-            let kind = version.definition.as_ref()?.kind.clone()?;
-            Some((key.clone(), kind))
-        });
-        Self { existing, now: kinds.collect(), written: BTreeMap::new(), changed: BTreeSet::new() }
+    fn new(existing: Option<&'a Project>) -> Self {
+        let newest = existing.into_iter().flat_map(Project::definitions).filter_map(|version| version.definition);
+        let now = newest.filter_map(|definition| Some((key_of(&definition)?, definition.kind?)));
+        Self { existing, now: now.collect(), written: BTreeMap::new() }
     }
 
-    fn add(&mut self, placed: &Placed) -> Result<(), Problem> {
+    fn add(&mut self, placed: Placed) -> Result<(), Problem> {
         let problem = |message: String| Problem { place: placed.place.clone(), message };
-        let key = key_of(&placed.kind);
+        let Some(key) = key_of(&record::Definition { kind: Some(placed.kind.clone()) }) else { return Ok(()) };
         if let Some(first) = self.written.get(&key) {
             let first = &first.place;
             return Err(problem(format!("{} `{}` is defined twice; first at {first}", key.0.as_str(), key.1)));
@@ -138,10 +111,11 @@ impl<'a> World<'a> {
         if let Some(twin) = twin
             && self.now.contains_key(&(twin, key.1.clone()))
         {
-            return Err(problem(format!("`{}` is already a {}; choose another name", key.1, twin.as_str())));
+            let article = if twin == DefinitionKind::OnDemandFeatureView { "an" } else { "a" };
+            return Err(problem(format!("`{}` is already {article} {}; choose another name", key.1, twin.as_str())));
         }
-        self.written.insert(key.clone(), placed.clone());
-        self.now.insert(key, placed.kind.clone());
+        self.now.insert(key.clone(), placed.kind.clone());
+        self.written.insert(key, placed);
         Ok(())
     }
 
@@ -156,25 +130,15 @@ impl<'a> World<'a> {
         self.written.get(key).map_or_else(elsewhere, |placed| placed.place_of(part).clone())
     }
 
-    /// Checks one definition and fills in what it is bound to; then notes whether it differs from the newest version.
-    fn bind(&mut self, kind: DefinitionKind, name: &str) -> Bound {
-        let key = (kind, name.to_owned());
-        let Some(mut definition) = self.now.get(&key).cloned() else { return Ok(()) };
-        let checked = match &mut definition {
-            Kind::Entity(entity) => self.check_entity(entity),
+    fn check(&self, kind: &Kind) -> Result<(), Complaint> {
+        match kind {
+            Kind::Entity(entity) => check_entity(entity),
             Kind::FeatureView(view) => self.check_view(view),
             Kind::OnDemandFeatureView(view) => self.check_on_demand(view),
             Kind::FeatureService(service) => self.check_service(service),
             Kind::Model(model) => self.check_model(model),
             Kind::Deployment(deployment) => self.check_deployment(deployment),
-        };
-        checked.map_err(|complaint| (complaint.message, self.place(&key, complaint.part.as_deref())))?;
-        let before = self.existing.definitions.get(&key).and_then(|version| version.definition.as_ref()?.kind.as_ref());
-        if before != Some(&definition) {
-            self.changed.insert(key.clone());
         }
-        self.now.insert(key, definition);
-        Ok(())
     }
 
     fn entity(&self, name: &str) -> Option<&record::Entity> {
@@ -198,12 +162,6 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The version a definition will have once this plan is applied.
-    fn version(&self, key: &Key) -> u32 {
-        let newest = self.existing.definitions.get(key).map_or(0, |version| version.version);
-        if self.changed.contains(key) { newest + 1 } else { newest }
-    }
-
     fn missing(&self, kind: DefinitionKind, name: &str) -> String {
         let names = self.names(kind);
         match nearest(name, names.iter().map(String::as_str)) {
@@ -212,51 +170,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn check_entity(&self, entity: &record::Entity) -> Result<(), Complaint> {
-        if entity.join_keys.is_empty() {
-            return Err(format!("Entity `{}` needs at least one join key", entity.name).into());
-        }
-        unique(entity.join_keys.iter().map(|key| key.name.as_str()), "join key")?;
-        for key in &entity.join_keys {
-            reserved(&key.name).map_err(about(&key.name))?;
-            let kind = key.r#type.unwrap_or_default();
-            let allowed = !kind.list && !matches!(kind.kind(), record::ValueKind::Float32 | record::ValueKind::Float64);
-            if !allowed {
-                let name = cairn_storage::types::type_name(&kind);
-                return Err(format!(
-                    "join key `{}` is {name}; a key is an integer, string, bytes, bool, date or timestamp",
-                    key.name
-                )
-                .into());
-            }
-        }
-        let before = self.existing.definitions.get(&(DefinitionKind::Entity, entity.name.clone()));
-        let before = before.and_then(|version| match version.definition.as_ref()?.kind.as_ref()? {
-            Kind::Entity(old) => Some(old),
-            _ => None,
-        });
-        let shape = |entity: &record::Entity| -> Vec<_> {
-            entity.join_keys.iter().map(|key| (key.name.clone(), key.r#type)).collect()
-        };
-        if let Some(old) = before
-            && shape(old) != shape(entity)
-        {
-            return Err(format!(
-                "the join keys of Entity `{}` cannot change, rows are stored under them; define a new entity",
-                entity.name
-            )
-            .into());
-        }
-        Ok(())
-    }
-
     fn check_view(&self, view: &record::FeatureView) -> Result<(), Complaint> {
-        if view.entities.is_empty() {
-            return Err(format!("FeatureView `{}` needs at least one entity", view.name).into());
-        }
-        if view.features.is_empty() {
-            return Err(format!("FeatureView `{}` needs at least one feature", view.name).into());
-        }
         unique(view.entities.iter().map(String::as_str), "entity")?;
         let mut columns = Vec::new();
         for name in &view.entities {
@@ -268,27 +182,14 @@ impl<'a> World<'a> {
         unique(columns.into_iter(), "column")
     }
 
-    fn check_on_demand(&self, view: &mut record::OnDemandFeatureView) -> Result<(), Complaint> {
-        if view.features.is_empty() {
-            return Err(format!("OnDemandFeatureView `{}` needs at least one feature", view.name).into());
-        }
+    fn check_on_demand(&self, view: &record::OnDemandFeatureView) -> Result<(), Complaint> {
         unique(view.features.iter().map(|feature| feature.name.as_str()), "feature")?;
         let mut inputs = Vec::new();
-        let mut resolved = Vec::new();
         for reference in &view.sources {
             let blame = about(reference);
             let (name, feature) = split_reference(reference).map_err(&blame)?;
             let source = self.view(name).ok_or_else(|| blame(self.missing(DefinitionKind::FeatureView, name)))?;
-            let version = self.version(&(DefinitionKind::FeatureView, name.to_owned()));
-            for field in pick(source, feature).map_err(&blame)? {
-                inputs.push(field.clone());
-                resolved.push(record::FeatureRef {
-                    view: name.to_owned(),
-                    view_version: version,
-                    feature: field.name.clone(),
-                    on_demand: false,
-                });
-            }
+            inputs.extend(pick(source, feature).map_err(&blame)?.into_iter().cloned());
         }
         inputs.extend(view.request_data.iter().cloned());
         view.request_data.iter().try_for_each(|it| reserved(&it.name).map_err(about(&it.name)))?;
@@ -297,42 +198,34 @@ impl<'a> World<'a> {
             let compiled = OnDemandProgram::compile(&view.name, &inputs, std::slice::from_ref(feature));
             compiled.map_err(|error| about(&feature.name)(error.to_string()))?;
         }
-        view.resolved = resolved;
         Ok(())
     }
 
-    fn check_service(&self, service: &mut record::FeatureService) -> Result<(), Complaint> {
-        if service.features.is_empty() {
-            return Err(format!("FeatureService `{}` needs at least one feature", service.name).into());
-        }
-        let mut resolved: Vec<record::FeatureRef> = Vec::new();
+    fn check_service(&self, service: &record::FeatureService) -> Result<(), Complaint> {
+        let mut seen = BTreeSet::new();
         for reference in &service.features {
             let blame = about(reference);
             let (name, feature) = split_reference(reference).map_err(&blame)?;
-            let (features, on_demand): (Vec<String>, bool) = if let Some(view) = self.view(name) {
-                (pick(view, feature).map_err(&blame)?.iter().map(|field| field.name.clone()).collect(), false)
+            let features: Vec<String> = if let Some(view) = self.view(name) {
+                pick(view, feature).map_err(&blame)?.iter().map(|field| field.name.clone()).collect()
             } else if let Some(view) = self.on_demand(name) {
                 let names: Vec<String> = view.features.iter().map(|field| field.name.clone()).collect();
-                (pick_name(name, &names, feature).map_err(&blame)?, true)
+                pick_name(name, &names, feature).map_err(&blame)?
             } else {
                 let both: Vec<String> =
                     [self.names(DefinitionKind::FeatureView), self.names(DefinitionKind::OnDemandFeatureView)].concat();
-                let hint =
-                    nearest(name, both.iter().map(String::as_str)).map(|near| format!("; did you mean `{near}`?"));
-                return Err(blame(format!("feature view `{name}` not found{}", hint.unwrap_or_default())));
+                return Err(blame(match nearest(name, both.iter().map(String::as_str)) {
+                    Some(near) => format!("feature view `{name}` not found; did you mean `{near}`?"),
+                    None => format!("feature view `{name}` not found; define it in these files"),
+                }));
             };
-            let kind = if on_demand { DefinitionKind::OnDemandFeatureView } else { DefinitionKind::FeatureView };
-            let view_version = self.version(&(kind, name.to_owned()));
             for feature in features {
-                let bound = record::FeatureRef { view: name.to_owned(), view_version, feature, on_demand };
-                if resolved.contains(&bound) {
-                    let twice = format!("`{name}:{}` stands twice in FeatureService `{}`", bound.feature, service.name);
+                if !seen.insert((name, feature.clone())) {
+                    let twice = format!("`{name}:{feature}` stands twice in FeatureService `{}`", service.name);
                     return Err(blame(twice));
                 }
-                resolved.push(bound);
             }
         }
-        service.resolved = resolved;
         Ok(())
     }
 
@@ -361,40 +254,80 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn finish(self, project: &str, placed: &[Placed]) -> Plan {
-        let mut changes = Vec::new();
-        let mut definitions = Vec::new();
-        let mentioned: BTreeSet<Key> = placed.iter().map(|one| key_of(&one.kind)).collect();
-        for (key, kind) in &self.now {
-            let changed = self.changed.contains(key);
-            if !changed && !mentioned.contains(key) {
-                continue;
-            }
-            let before = self.existing.definitions.get(key);
-            let before_kind = before.and_then(|version| version.definition.as_ref()?.kind.as_ref());
-            let from_version = before.map_or(0, |version| version.version);
-            changes.push(Change {
-                kind: key.0.as_str().to_owned(),
-                name: key.1.clone(),
-                action: match (changed, before.is_some()) {
-                    (false, _) => "unchanged",
-                    (true, false) => "create",
-                    (true, true) => "update",
-                }
-                .to_owned(),
-                from_version,
-                to_version: if changed { from_version + 1 } else { from_version },
-                details: if changed { diff::details(before_kind, kind) } else { Vec::new() },
-                loses_rows: changed && before_kind.is_some_and(|old| diff::loses_rows(old, kind)),
-            });
-            if changed {
-                definitions.push(record::Definition { kind: Some(kind.clone()) });
-            }
+    /// What applying it would make, and the command for exactly that.
+    ///
+    /// Readers of views go along, written or not, because a new version of a view makes a new one of them.
+    fn bind(&self, catalog: &Catalog, project: &str) -> Result<Plan, Problem> {
+        let reads = |kind: &Kind| matches!(kind, Kind::OnDemandFeatureView(_) | Kind::FeatureService(_));
+        let concerned = self.now.iter().filter(|(key, kind)| self.written.contains_key(*key) || reads(kind));
+        let definitions: Vec<_> = concerned.map(|(_, kind)| record::Definition { kind: Some(kind.clone()) }).collect();
+        let versions = preview(catalog, project, &definitions).map_err(|refused| self.refusal(&refused.to_string()))?;
+
+        let mut changes: BTreeMap<Key, Change> =
+            self.written.keys().map(|key| (key.clone(), self.unchanged(key))).collect();
+        for version in &versions {
+            let Some(definition) = &version.definition else { continue };
+            let (Some(key), Some(after)) = (key_of(definition), &definition.kind) else { continue };
+            let before = self.newest(&key);
+            let kind = before.as_ref().and_then(|before| before.definition.as_ref()?.kind.as_ref());
+            let change = Change {
+                action: if before.is_some() { "update" } else { "create" }.to_owned(),
+                to_version: version.version,
+                details: diff::details(kind, after),
+                loses_rows: before.as_ref().is_some_and(|before| before.storage_id != version.storage_id),
+                ..self.unchanged(&key)
+            };
+            changes.insert(key, change);
         }
-        let expected_catalog_version = self.existing.catalog_version;
-        let command = record::ApplyDefinitions { project: project.to_owned(), definitions, expected_catalog_version };
-        Plan { changes, command }
+        let command = record::ApplyDefinitions {
+            project: project.to_owned(),
+            definitions: versions.into_iter().filter_map(|version| version.definition).collect(),
+            expected_catalog_version: self.existing.map_or(0, Project::catalog_version),
+        };
+        Ok(Plan { changes: changes.into_values().collect(), command })
     }
+
+    fn newest(&self, key: &Key) -> Option<record::DefinitionVersion> {
+        self.existing?.definition(key.0, &key.1)
+    }
+
+    fn unchanged(&self, key: &Key) -> Change {
+        let version = self.newest(key).map_or(0, |newest| newest.version);
+        Change {
+            kind: key.0.as_str().to_owned(),
+            name: key.1.clone(),
+            action: "unchanged".to_owned(),
+            from_version: version,
+            to_version: version,
+            details: Vec::new(),
+            loses_rows: false,
+        }
+    }
+
+    /// A refusal begins with the definition at fault: so it finds its place.
+    fn refusal(&self, message: &str) -> Problem {
+        let at_fault = |key: &&Key| message.starts_with(&format!("{} `{}`: ", key.0.words(), key.1));
+        let key = self.written.keys().chain(self.now.keys()).find(at_fault);
+        let whole = || Place { path: "definitions".to_owned(), line: 0, column: 0 };
+        Problem { place: key.map_or_else(whole, |key| self.place(key, None)), message: message.to_owned() }
+    }
+}
+
+fn check_entity(entity: &record::Entity) -> Result<(), Complaint> {
+    unique(entity.join_keys.iter().map(|key| key.name.as_str()), "join key")?;
+    for key in &entity.join_keys {
+        reserved(&key.name).map_err(about(&key.name))?;
+        let kind = key.r#type.unwrap_or_default();
+        let allowed = !kind.list && !matches!(kind.kind(), record::ValueKind::Float32 | record::ValueKind::Float64);
+        if !allowed {
+            let name = cairn_storage::types::type_name(&kind);
+            return Err(about(&key.name)(format!(
+                "join key `{}` is {name}; a key is an integer, string, bytes, bool, date or timestamp",
+                key.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// `view` or `view:feature`. A pinned version (`view@3`) is refused in definitions: they follow the newest.

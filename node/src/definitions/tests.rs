@@ -1,10 +1,20 @@
 //! What users write, what they are told, what would change.
 
-use super::parse::{duration_us, parse};
-use super::resolve::{Existing, key_of, plan};
+mod agreement;
+
+use super::Plan;
+use super::parse::{Placed, Problem, duration_us, parse};
+use super::resolve::plan;
 use cairn_proto::api::v1::SourceFile;
 use cairn_proto::record::v1 as record;
+use cairn_storage::engine::{Engine, EngineOptions};
+use cairn_storage::meta::Meta;
+use cairn_storage::replica::{Entry, Replica};
 use expect_test::{Expect, expect};
+use prost::Message;
+use record::meta_command::Change;
+use record::meta_outcome::Outcome;
+use std::sync::Arc;
 
 const DRIVERS: &str = "\
 kind: Entity
@@ -44,45 +54,69 @@ fn files(text: &str) -> Vec<SourceFile> {
     vec![SourceFile { path: "defs.yaml".to_owned(), text: text.to_owned() }]
 }
 
-/// What a plan over `existing` says: its changes, or its problems.
-fn said(text: &str, existing: &Existing) -> String {
-    let planned = parse(&files(text)).and_then(|placed| plan("default", placed, existing));
-    match planned {
-        Ok(plan) => {
-            let line = |change: &cairn_proto::api::v1::Change| {
-                let rows = if change.loses_rows { " (starts without rows)" } else { "" };
-                let details: String = change.details.iter().map(|detail| format!("\n  {detail}")).collect();
-                format!("{} {} {}@{}{rows}{details}\n", change.action, change.kind, change.name, change.to_version)
-            };
-            plan.changes.iter().map(line).collect()
+/// A meta group of its own with one project, `default`, changed by the commands that plans make.
+struct World {
+    meta: Arc<Meta>, // closed before its directory goes
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = EngineOptions { cache_bytes: 8 << 20, write_buffer_bytes: 4 << 20, background_jobs: 2 };
+        let meta = Meta::open(&Engine::new(options), &folder.path().join("meta")).unwrap();
+        Self { meta, _folder: folder }
+    }
+
+    /// With the definitions of `text` applied.
+    fn with(text: &str) -> Self {
+        let world = Self::new();
+        let plan = world.plan(parse(&files(text)).unwrap()).unwrap();
+        let outcome = world.apply(Change::ApplyDefinitions(plan.command));
+        assert!(matches!(outcome, Outcome::DefinitionsApplied(_)), "{outcome:?}");
+        world
+    }
+
+    fn plan(&self, placed: Vec<Placed>) -> Result<Plan, Vec<Problem>> {
+        plan(&self.meta.catalog(), "default", placed)
+    }
+
+    fn apply(&self, change: Change) -> Outcome {
+        let command = record::MetaCommand { version: 1, proposed_at_us: 1, change: Some(change), ..Default::default() };
+        let (index, bytes) = (self.meta.applied().index + 1, command.encode_to_vec());
+        let outcomes = self.meta.apply(&[Entry { index, command: Some(&bytes) }], &index.to_be_bytes()).unwrap();
+        record::MetaOutcome::decode(outcomes[0].as_slice()).unwrap().outcome.unwrap()
+    }
+
+    /// What a plan says: its changes, or its problems.
+    fn said(&self, text: &str) -> String {
+        match parse(&files(text)).and_then(|placed| self.plan(placed)) {
+            Ok(plan) => {
+                let line = |change: &cairn_proto::api::v1::Change| {
+                    let rows = if change.loses_rows { " (starts without rows)" } else { "" };
+                    let details: String = change.details.iter().map(|detail| format!("\n  {detail}")).collect();
+                    format!("{} {} {}@{}{rows}{details}\n", change.action, change.kind, change.name, change.to_version)
+                };
+                plan.changes.iter().map(line).collect()
+            }
+            Err(problems) => problems.iter().map(|problem| format!("{problem}\n")).collect(),
         }
-        Err(problems) => problems.iter().map(|problem| format!("{problem}\n")).collect(),
+    }
+
+    fn check(&self, text: &str, expected: Expect) {
+        expected.assert_eq(&self.said(text));
     }
 }
 
-fn check(text: &str, existing: &Existing, expected: Expect) {
-    expected.assert_eq(&said(text, existing));
-}
-
-/// The project after `text` was applied over `existing`.
-fn applied(text: &str, existing: &Existing) -> Existing {
-    let plan = plan("default", parse(&files(text)).unwrap(), existing).unwrap();
-    let mut after = existing.clone();
-    after.catalog_version += 1;
-    for definition in plan.command.definitions {
-        let key = key_of(definition.kind.as_ref().unwrap());
-        let version = after.definitions.get(&key).map_or(0, |version| version.version) + 1;
-        let made = record::DefinitionVersion { version, definition: Some(definition), ..Default::default() };
-        after.definitions.insert(key, made);
-    }
-    after
+/// What a plan over nothing says.
+fn said(text: &str) -> String {
+    World::new().said(text)
 }
 
 #[test]
 fn a_new_project_creates_everything() {
-    check(
+    World::new().check(
         DRIVERS,
-        &Existing::default(),
         expect![[r#"
             create Entity driver@1
               + join key driver_id int64
@@ -109,19 +143,16 @@ fn a_new_project_creates_everything() {
 
 #[test]
 fn the_same_files_again_change_nothing() {
-    let existing = applied(DRIVERS, &Existing::default());
-    let plan = plan("default", parse(&files(DRIVERS)).unwrap(), &existing).unwrap();
+    let plan = World::with(DRIVERS).plan(parse(&files(DRIVERS)).unwrap()).unwrap();
     assert!(plan.is_empty(), "{:?}", plan.changes);
     assert!(plan.changes.iter().all(|change| change.action == "unchanged"));
 }
 
 #[test]
 fn a_changed_schema_carries_its_readers_along() {
-    let existing = applied(DRIVERS, &Existing::default());
     let changed = DRIVERS.replace("{name: trips_today, type: int64}", "{name: trips_today, type: int32}");
-    check(
+    World::with(DRIVERS).check(
         &changed,
-        &existing,
         expect![[r#"
             unchanged Entity driver@1
             update FeatureView driver_stats@2 (starts without rows)
@@ -139,17 +170,16 @@ fn a_changed_schema_carries_its_readers_along() {
 
 #[test]
 fn a_changed_ttl_keeps_the_rows() {
-    let existing = applied(DRIVERS, &Existing::default());
-    let text = said(&DRIVERS.replace("ttl: 30d", "ttl: 12h"), &existing);
+    let text = World::with(DRIVERS).said(&DRIVERS.replace("ttl: 30d", "ttl: 12h"));
     assert!(text.contains("update FeatureView driver_stats@2\n  ~ ttl 30d → 12h\n"), "{text}");
 }
 
 #[test]
 fn every_complaint_has_a_place_and_a_fix() {
-    let none = Existing::default();
+    let none = World::new();
     let check = |from: &str, to: &str, expected: Expect| {
         assert!(DRIVERS.contains(from), "{from}");
-        check(&DRIVERS.replacen(from, to, 1), &none, expected);
+        none.check(&DRIVERS.replacen(from, to, 1), expected);
     };
     check(
         "kind: FeatureView",
@@ -204,42 +234,66 @@ fn every_complaint_has_a_place_and_a_fix() {
 
 #[test]
 fn a_yaml_typo_is_found_by_line() {
-    let text = said(&DRIVERS.replace("  ttl: 30d", "  tll: 30d"), &Existing::default());
+    let text = said(&DRIVERS.replace("  ttl: 30d", "  tll: 30d"));
     assert!(text.starts_with("defs.yaml:9:"), "{text}");
     assert!(text.contains("tll"), "{text}");
-    let text = said("kind: Entity\nname: [\n", &Existing::default());
+    let text = said("kind: Entity\nname: [\n");
     assert!(text.starts_with("defs.yaml:"), "{text}");
 }
 
 #[test]
 fn twice_the_same_name_is_refused() {
     let twice = format!("{DRIVERS}---\nkind: Entity\nname: driver\nspec: {{join_keys: [{{name: id, type: int64}}]}}\n");
-    let text = said(&twice, &Existing::default());
+    let text = said(&twice);
     assert!(text.contains("Entity `driver` is defined twice; first at defs.yaml:1:7"), "{text}");
     let clash = DRIVERS.replace("name: pay", "name: driver_stats");
-    let text = said(&clash, &Existing::default());
+    let text = said(&clash);
     assert!(text.contains("`driver_stats` is already a FeatureView"), "{text}");
 }
 
 #[test]
 fn join_keys_of_an_entity_never_change() {
-    let existing = applied(DRIVERS, &Existing::default());
-    let text = said(&DRIVERS.replace("{name: driver_id, type: int64}", "{name: driver_id, type: string}"), &existing);
-    assert!(text.contains("the join keys of Entity `driver` cannot change"), "{text}");
+    World::with(DRIVERS)
+        .check(&DRIVERS.replace("{name: driver_id, type: int64}", "{name: driver_id, type: string}"), expect![[r#"
+            defs.yaml:1:7: entity `driver`: its join keys cannot change any more: feature view `driver_stats` uses them; define another entity
+        "#]]);
+}
+
+#[test]
+fn what_only_storage_refuses_has_a_place_too() {
+    let none = World::new();
+    let pinned = DRIVERS.replace("champion: {alias: champion}", "champion: {version: 3}");
+    none.check(
+        &pinned,
+        expect![[r#"
+        defs.yaml:29:7: deployment `eta`: model `eta@3` not found in project `default`; it has no versions yet
+    "#]],
+    );
+    none.check(
+        &DRIVERS.replace("spec: {features: [\"driver_stats:rating\", pay]}", "spec: {features: []}"),
+        expect![[r#"
+            defs.yaml:21:7: feature service `eta`: it has no features; name at least one
+        "#]],
+    );
+    none.check(
+        &DRIVERS.replace("entities: [driver]", "entities: []"),
+        expect![[r#"
+        defs.yaml:5:7: feature view `driver_stats`: it has no entities; name at least one
+    "#]],
+    );
 }
 
 #[test]
 fn arms_that_are_not_served_are_refused() {
-    let text =
-        said(&DRIVERS.replace("challengers: []", "challengers: [{version: 2, weight: 0.1}]"), &Existing::default());
+    let text = said(&DRIVERS.replace("challengers: []", "challengers: [{version: 2, weight: 0.1}]"));
     assert!(text.contains("challengers and shadows are not served by this version"), "{text}");
 }
 
 #[test]
 fn sql_that_cannot_run_is_refused_with_its_reason() {
-    let text = said(&DRIVERS.replace("trips_today * fare", "trips_today * fair"), &Existing::default());
+    let text = said(&DRIVERS.replace("trips_today * fare", "trips_today * fair"));
     assert!(text.contains("fair") && text.starts_with("defs.yaml:19:14"), "{text}");
-    let text = said(&DRIVERS.replace("trips_today * fare", "random() * fare"), &Existing::default());
+    let text = said(&DRIVERS.replace("trips_today * fare", "random() * fare"));
     assert!(text.contains("random"), "{text}");
 }
 
