@@ -50,7 +50,6 @@ $(VENV)/.ready: client/examples/requirements.txt
 
 .PHONY: bench
 bench: build ## Every published number of this machine; Redis beside it where it is installed
-	cargo build -j$(JOBS) --locked -p cairn-bench --bins
 	$(BIN)/cairn-bench --cairnd $(BIN)/cairnd $(ARGS)
 
 .PHONY: jepsen

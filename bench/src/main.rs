@@ -38,7 +38,7 @@ use std::time::Instant;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The flights example of the checkout this was built in.
-const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../client/examples/flights/models");
+const MODELS: &str = "client/examples/flights/models";
 
 #[tokio::main]
 async fn main() -> ExitCode {

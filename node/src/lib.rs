@@ -16,6 +16,7 @@ pub mod api;
 pub mod artifacts;
 pub mod clock;
 pub mod config;
+pub mod connections;
 pub mod definitions;
 pub mod error;
 pub mod features;

@@ -49,6 +49,7 @@ pub struct Metrics {
     online: Histogram,
     predict_rows: AtomicU64,
     predict: Histogram,
+    connections_refused: AtomicU64,
 }
 
 impl Metrics {
@@ -68,6 +69,11 @@ impl Metrics {
         self.predict.record(took);
     }
 
+    /// A connection that found no place.
+    pub fn connection_refused(&self) {
+        self.connections_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Everything in Prometheus' text form; `groups` are (group, applied index, is leader).
     pub fn render(&self, groups: &[(u32, u64, bool)], read_only: bool) -> String {
         let mut out = String::new();
@@ -82,6 +88,9 @@ impl Metrics {
         let _ = writeln!(out, "# TYPE cairn_predict_rows_total counter");
         let _ = writeln!(out, "cairn_predict_rows_total {}", self.predict_rows.load(Ordering::Relaxed));
         self.predict.print("cairn_predict_duration_seconds", &mut out);
+        let refused = self.connections_refused.load(Ordering::Relaxed);
+        let _ =
+            writeln!(out, "# TYPE cairn_connections_refused_total counter\ncairn_connections_refused_total {refused}");
         let _ = writeln!(out, "# TYPE cairn_raft_applied_index gauge");
         for (group, applied, _) in groups {
             let _ = writeln!(out, "cairn_raft_applied_index{{group=\"{group}\"}} {applied}");

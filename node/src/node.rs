@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// How long a write waits for its commit before its outcome is called unknown.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,6 +51,8 @@ pub struct Node {
     pub metrics: Metrics,
     pub streams: Arc<Semaphore>,
     pub joins: Arc<Semaphore>,
+    /// Cancelled when the node is told to stop: open streams end at their next pause.
+    pub stopping: CancellationToken,
 }
 
 impl std::fmt::Debug for Node {

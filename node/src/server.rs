@@ -3,6 +3,7 @@
 use crate::api;
 use crate::clock::now_us;
 use crate::config::NodeConfig;
+use crate::connections::Connections;
 use crate::features::PlanCache;
 use crate::metrics::Metrics;
 use crate::node::Node;
@@ -14,28 +15,12 @@ use cairn_executor::Executor;
 use cairn_proto::MESSAGE_BYTES_MAX;
 use cairn_proto::api::v1 as wire;
 use cairn_query::source::ShardedSource;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
-
-/// How long open requests may take once the node is told to stop.
-const DRAIN: Duration = Duration::from_secs(5);
-/// HTTP/2: uploads of one connection share its window, so it is wider than a stream's.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
-const STREAMS_PER_CONNECTION: u32 = 1_024;
-/// A peer that has gone without a word is noticed after these two.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A client that opens a connection and sends nothing whole is cut off.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a node did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +57,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     // Printed on its own, so that scripts and people can wait for it.
     println!("cairnd ready: clients {} peers {}", node.client_address, node.peer_address);
 
-    let connections = Connections::default();
+    let connections = Connections::new(Connections::places(), node.stopping.clone());
     let mut shutdown = std::pin::pin!(shutdown);
     let service = service(&node);
     let outcome = loop {
@@ -83,7 +68,11 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
                 break Err(Error::Stopped(why));
             }
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => connections.serve(stream, service.clone()),
+                Ok((stream, _)) => {
+                    if !connections.serve(stream, service.clone()) {
+                        node.metrics.connection_refused();
+                    }
+                }
                 // Out of file descriptors, say: connections already open free some.
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
@@ -114,7 +103,8 @@ async fn start(
     let client_address = config.advertise.clone().unwrap_or_else(|| local(listener.local_addr(), config.listen));
     let peer_address =
         config.peer_advertise.clone().unwrap_or_else(|| local(peer_listener.local_addr(), config.peer_listen));
-    let stores = Stores::new(&config.data_dir, config.cache_bytes);
+    let writes = WriteGate::new(config.data_dir.clone(), config.disk_reserve_bytes);
+    let stores = Stores::new(&config.data_dir, config.cache_bytes, writes.clone());
     let options = Options {
         data_dir: config.data_dir.clone(),
         name: config.name.clone().unwrap_or_else(|| name_of(&client_address)),
@@ -171,9 +161,10 @@ async fn start(
         executor,
         loading: tokio::sync::Mutex::new(()),
         plans: PlanCache::default(),
-        writes: WriteGate::new(config.data_dir.clone(), config.disk_reserve_bytes),
+        writes,
         metrics: Metrics::default(),
         streams: Node::new_streams(),
+        stopping: CancellationToken::new(),
         joins: Node::new_joins(),
         config,
     }))
@@ -201,50 +192,4 @@ fn service(node: &Arc<Node>) -> axum::Router {
         .add_service(wire::artifacts_server::ArtifactsServer::new(artifacts).max_decoding_message_size(limit))
         .add_service(wire::cluster_server::ClusterServer::new(cluster));
     api::http::router(Arc::clone(node)).merge(grpc.into_axum_router().reset_fallback()).fallback(api::http::unknown)
-}
-
-/// Open connections, so that a stop lets their requests finish.
-#[derive(Debug, Default)]
-struct Connections {
-    open: TaskTracker,
-    stop: CancellationToken,
-}
-
-impl Connections {
-    fn serve(&self, stream: TcpStream, service: axum::Router) {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
-        }
-        let stop = self.stop.clone();
-        self.open.spawn(async move {
-            let mut builder = auto::Builder::new(TokioExecutor::new());
-            builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-            builder
-                .http2()
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_concurrent_streams(STREAMS_PER_CONNECTION)
-                .keep_alive_interval(KEEPALIVE_EVERY)
-                .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-            let service = TowerToHyperService::new(service);
-            let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended");
-            }
-        });
-    }
-
-    async fn drain(&self) {
-        self.stop.cancel();
-        self.open.close();
-        let _ = tokio::time::timeout(DRAIN, self.open.wait()).await;
-    }
 }

@@ -1,6 +1,7 @@
 //! What this node keeps on disk, opened once the data directory is locked and not before.
 
 use crate::artifacts;
+use crate::writes::WriteGate;
 use bytes::Bytes;
 use cairn_consensus::{BlobPeer, Error as PeerError, Host};
 use cairn_proto::record::v1 as record;
@@ -23,6 +24,7 @@ const WRITE_BUFFER_BYTES: usize = 256 << 20;
 pub struct Stores {
     data_dir: PathBuf,
     options: EngineOptions,
+    writes: WriteGate,
     engine: OnceLock<Arc<Engine>>,
     meta: OnceLock<Arc<Meta>>,
     blobs: OnceLock<Arc<BlobStore>>,
@@ -36,7 +38,7 @@ impl std::fmt::Debug for Stores {
 }
 
 impl Stores {
-    pub fn new(data_dir: &Path, cache_bytes: usize) -> Arc<Self> {
+    pub fn new(data_dir: &Path, cache_bytes: usize, writes: WriteGate) -> Arc<Self> {
         Arc::new(Self {
             data_dir: data_dir.to_owned(),
             options: EngineOptions {
@@ -44,6 +46,7 @@ impl Stores {
                 write_buffer_bytes: WRITE_BUFFER_BYTES.min(cache_bytes / 2),
                 ..EngineOptions::default()
             },
+            writes,
             engine: OnceLock::new(),
             meta: OnceLock::new(),
             blobs: OnceLock::new(),
@@ -96,6 +99,10 @@ impl Host for Stores {
     fn replication_factor(&self) -> u32 {
         let catalog = self.meta().map(|meta| meta.catalog());
         catalog.and_then(|catalog| Some(catalog.cluster()?.replication_factor)).unwrap_or(0)
+    }
+
+    fn check_room(&self) -> Result<(), Error> {
+        self.writes.check()
     }
 }
 

@@ -1,7 +1,8 @@
-//! May this node take writes? Not when its disk is nearly full or its log has failed. Reads go on either way.
+//! May this node take writes? Not when its disk is nearly full. Reads go on either way.
+//!
+//! Asked where a client's write comes in, where a leader takes a proposal, and where a follower takes entries or files.
 
-use crate::error::{Error, Result};
-use cairn_proto::ErrorKind;
+use cairn_storage::Error;
 use parking_lot::RwLock;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,10 +30,10 @@ impl WriteGate {
     ///
     /// # Errors
     /// `ReadOnly` with the reason and the fix.
-    pub fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<(), Error> {
         match self.look() {
             None => Ok(()),
-            Some(reason) => Err(Error::new(ErrorKind::ReadOnly, reason)),
+            Some(reason) => Err(Error::ReadOnly(reason)),
         }
     }
 
@@ -94,9 +95,9 @@ mod tests {
         assert!(gate.check().is_ok());
         gate.reserve_bytes = u64::MAX;
         let error = gate.check().unwrap_err();
-        assert_eq!(error.kind, ErrorKind::ReadOnly);
-        assert!(error.message.contains("disk is full"), "{error}");
-        assert_eq!(gate.reason(), Some(error.message));
+        assert!(matches!(error, Error::ReadOnly(_)));
+        assert!(error.to_string().contains("disk is full"), "{error}");
+        assert_eq!(gate.reason(), Some(error.to_string()));
         gate.reserve_bytes = 0;
         assert!(gate.check().is_ok());
         assert_eq!(gate.reason(), None);

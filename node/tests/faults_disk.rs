@@ -4,16 +4,19 @@
 mod faults_support;
 mod support;
 
+use arrow_array::RecordBatch;
+use cairn_client::command::{GetOnlineFeatures, Level, Read};
+use cairn_client::local::LocalCluster;
 use cairn_client::{Client, DEFAULT_PROJECT, Error, ErrorKind, api};
 use expect_test::expect;
 use faults_support::process::{fill, node_over, store, stored};
-use faults_support::{DEFINITIONS, refused, row};
+use faults_support::{DEFINITIONS, driver, refused, row};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::rows::{at, batch, floats32, ints, times};
-use support::{TestResult, files, into};
+use support::rows::{at, batch, floats32, ints, show, times};
+use support::{TestResult, files, into, service};
 
 /// More than any disk has: 2^40 MiB.
 const ENDLESS: &str = "1099511627776";
@@ -77,7 +80,10 @@ struct SmallDisk {
 impl SmallDisk {
     /// `None` where mounting is not permitted.
     fn mount(mib: u32) -> TestResult<Option<Self>> {
-        let folder = tempfile::tempdir()?;
+        Self::mount_on(tempfile::tempdir()?, mib)
+    }
+
+    fn mount_on(folder: tempfile::TempDir, mib: u32) -> TestResult<Option<Self>> {
         let size = format!("size={mib}m");
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "cairn-test"]).arg(folder.path()).output();
         Ok(mount.is_ok_and(|output| output.status.success()).then_some(Self { folder }))
@@ -119,22 +125,25 @@ fn free_bytes(path: &Path) -> TestResult<u64> {
 
 /// Stores one batch after the other until one is not taken; returns how many were, and why the next was not.
 async fn store_until_refused(client: &Client, first: i64) -> (i64, Error) {
-    const ROWS: i64 = 1_000;
     let mut taken = 0;
     loop {
-        let drivers = first + taken * ROWS..first + (taken + 1) * ROWS;
-        let rows = batch(&[
-            ("driver_id", ints(drivers.clone())),
-            ("event_timestamp", times(drivers.clone().map(|_| at(0)))),
-            ("rating", floats32(drivers.clone().map(|id| id as f32))),
-            ("trips", ints(drivers)),
-        ]);
-        match client.ingest_batch(into("stats"), rows).await {
-            Ok(reply) => assert_eq!(reply.rows_accepted, ROWS as u64),
-            Err(error) => return (taken * ROWS, error),
+        match client.ingest_batch(into("stats"), thousand(first + taken)).await {
+            Ok(reply) => assert_eq!(reply.rows_accepted, 1_000),
+            Err(error) => return (taken, error),
         }
-        taken += 1;
+        taken += 1_000;
     }
+}
+
+/// Drivers from `first`, each with its id for a rating and for its trips.
+fn thousand(first: i64) -> RecordBatch {
+    let drivers = first..first + 1_000;
+    batch(&[
+        ("driver_id", ints(drivers.clone())),
+        ("event_timestamp", times(drivers.clone().map(|_| at(0)))),
+        ("rating", floats32(drivers.clone().map(|id| id as f32))),
+        ("trips", ints(drivers)),
+    ])
 }
 
 /// Waits until the node says of itself that it takes writes, or that it does not.
@@ -192,5 +201,63 @@ async fn a_disk_that_fills_up_loses_nothing() -> TestResult {
         assert_eq!(stored(&client, id).await?, format!("{id} | {id}.0 | {id}\n"));
     }
     store(&client, row(9, 1.0, 1)).await?;
+    Ok(cluster.stop().await?)
+}
+
+fn client_error<T>(outcome: Result<T, Error>) -> Option<String> {
+    outcome.err().map(|error| format!("{}: {error}", error.kind()))
+}
+
+/// What this very node has of a driver, however old.
+async fn stale(client: &Client, id: i64) -> TestResult<String> {
+    let ask = GetOnlineFeatures { read: Read { level: Level::Stale, ..Read::default() }, ..service("eta") };
+    let (read, _) = client.online_features(ask).read(&driver(id)).await?;
+    Ok(show(&read).split_inclusive('\n').skip(1).collect())
+}
+
+/// One full node of three: the others go on, with its groups too; it answers reads, and takes up what it missed.
+#[tokio::test]
+async fn a_full_node_of_three_holds_up_nobody() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let second = tempfile::Builder::new().prefix("n2").rand_bytes(0).tempdir_in(folder.path())?;
+    let Some(disk) = SmallDisk::mount_on(second, 128)? else {
+        println!("skipped: this user may not mount a tmpfs");
+        return Ok(());
+    };
+    let binary = Path::new(env!("CARGO_BIN_EXE_cairnd"));
+    let arguments = ["--shards", "2", "--cache-mib", "32", "--disk-reserve-mib", "16"];
+    let cluster = LocalCluster::start(binary, folder.path(), 3, &arguments).await?;
+    let [one, two] = [0, 1].map(|at| Client::connect(&cluster.nodes()[at].address));
+    let clients = [one.await?, two.await?];
+    fill(&clients[0]).await?;
+    // Seen by the second node too.
+    assert_eq!(stored(&clients[1], 7).await?, "7 | 4.5 | 3\n");
+
+    let filler = disk.fill_but(8 << 20)?;
+    until_read_only(&clients[1], true).await?;
+    let refused = clients[1].ingest_batch(into("stats"), row(8, 1.0, 1)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ReadOnly, "{refused}");
+    // The others take writes once the groups that it led are led by them.
+    let mut looks = tokio::time::interval(std::time::Duration::from_millis(50));
+    loop {
+        looks.tick().await;
+        match client_error(clients[0].ingest_batch(into("stats"), thousand(1_000)).await) {
+            None => break,
+            Some(error) => assert!(error.starts_with("read_only: node 2, the leader of group "), "{error}"),
+        }
+    }
+    for first in (2_000..20_000).step_by(1_000) {
+        store(&clients[0], thousand(first)).await?;
+    }
+    let last = "19999 | 19999.0 | 19999\n";
+    assert_eq!(stored(&clients[0], 19_999).await?, last);
+    assert_eq!(stale(&clients[1], 7).await?, "7 | 4.5 | 3\n");
+    assert_eq!(stale(&clients[1], 19_999).await?, "19999 |  |\n", "the full node took entries");
+
+    std::fs::remove_file(&filler)?;
+    until_read_only(&clients[1], false).await?;
+    store(&clients[1], row(8, 1.0, 1)).await?;
+    assert_eq!(stored(&clients[1], 8).await?, "8 | 1.0 | 1\n");
+    assert_eq!(stored(&clients[1], 19_999).await?, last);
     Ok(cluster.stop().await?)
 }

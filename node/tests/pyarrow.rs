@@ -23,7 +23,7 @@ fn python() -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn pyarrow_alone_ingests_reads_and_predicts() -> TestResult {
     let python = python();
-    let examples: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/examples");
+    let examples: PathBuf = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../client/examples");
     let folder = tempfile::tempdir()?;
     let cluster = LocalCluster::start(Path::new(env!("CARGO_BIN_EXE_cairnd")), folder.path(), 1, &[]).await?;
     let client = Client::connect(&cluster.addresses()).await?;

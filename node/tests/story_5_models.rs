@@ -177,8 +177,8 @@ async fn an_alias_moves_only_from_where_it_is_expected() -> TestResult {
     }
     expect![[r#"
         the first: 0 → 1
-        it is there already: conflict: alias `champion` of model `flight_delay` is at version 1, not at no version; look at it again and decide again
-        it points elsewhere: conflict: alias `champion` of model `flight_delay` is at version 1, not at version 3; look at it again and decide again
+        it is there already: conflict: alias `champion` of model `flight_delay` is at version 1, and the move expects it not to be set; look at it again and decide again
+        it points elsewhere: conflict: alias `champion` of model `flight_delay` is at version 1, and the move expects it at version 3; look at it again and decide again
         better: 1 → 2
         there is no such version: not_found: model `flight_delay@9` not found in project `default`; its newest version is 3
         whatever: 2 → 3

@@ -23,7 +23,8 @@ const ENGINES: [(&str, &str, &[&str]); 4] = [
 ];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("node/ has a parent").to_owned()
+    let node = std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo");
+    Path::new(&node).parent().expect("node/ has a parent").to_owned()
 }
 
 fn read(path: &str) -> String {

@@ -16,7 +16,7 @@
 //! - I1 a definition version, once made, never changes
 //! - I2 an online row holds the greatest (event time, created time, commit) applied for its entity
 //! - I3 equal commands in equal order give equal bytes, whatever the batching; replay changes nothing
-//! - I4 a (producer, sequence) takes effect at most once
+//! - I4 a (producer, sequence) takes effect at most once in the rows of one view
 //! - I5 a model version, once registered, never changes; an alias moves only by its own history
 //!
 //! Not here: Raft, networking, SQL, models.

@@ -124,7 +124,8 @@ pub fn assert_same(found: &ArrayRef, expected: &ArrayRef, what: &str) {
 
 /// Compares `text` with the golden file `name`. `UPDATE_GOLDEN=1` writes it; a changed file needs a new format version.
 pub fn check_golden(name: &str, text: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path =
+        PathBuf::from(std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo")).join("tests/golden").join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::create_dir_all(path.parent().expect("a parent")).expect("golden directory");
         std::fs::write(&path, text).expect("golden file");

@@ -4,6 +4,8 @@
 //! learners that have caught up become voters until there are as many as the replication factor; an address that moved
 //! is written again. Every step is conditional on the membership it was decided from, and a joint membership left
 //! behind by a lost leader is finished first. Steps are idempotent, so the next leader simply goes on.
+//!
+//! A node that runs out of room hands its groups to voters that may have some.
 
 use crate::node::{Group, Node};
 use crate::types::*;
@@ -14,12 +16,15 @@ use openraft::{ChangeMembers, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// A learner this close behind becomes a voter.
 const CAUGHT_UP_ENTRIES: u64 = 128;
 const INTERVAL: Duration = Duration::from_millis(250);
 /// A step needs a quorum; without one the next round decides anew.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// A full node hands its groups over for this long; after that the others are full too, or away.
+const HAND_OVER: Duration = Duration::from_secs(5);
 const REPLICATION_FACTOR_DEFAULT: usize = 3;
 
 type Change = ChangeMembers<NodeId, PeerNode>;
@@ -28,11 +33,16 @@ type Change = ChangeMembers<NodeId, PeerNode>;
 pub(crate) async fn run(node: Arc<Node>) {
     let Ok(meta) = node.group(0) else { return };
     let mut applied = meta.applied.clone();
+    let mut full_since: Option<Instant> = None;
     loop {
         tokio::select! {
             () = node.stop.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
             changed = applied.changed() => if changed.is_err() { return },
+        }
+        full_since = node.check_room().is_err().then(|| full_since.unwrap_or_else(Instant::now));
+        if full_since.is_some_and(|since| since.elapsed() < HAND_OVER) {
+            futures::future::join_all(node.groups.values().map(|group| hand_over(group))).await;
         }
         node.learn_addresses();
         let nodes = node.host.nodes();
@@ -45,6 +55,24 @@ pub(crate) async fn run(node: Arc<Node>) {
         };
         let steps = node.groups.values().map(|group| reconcile(group, &nodes, factor));
         futures::future::join_all(steps).await;
+    }
+}
+
+/// Gives the lead of a group to the voter that has most of its log.
+async fn hand_over(group: &Group) {
+    let heir = {
+        let metrics = group.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+        let others = metrics.replication.iter().flatten();
+        let others = others.filter(|(id, _)| **id != metrics.id && voters.contains(id));
+        let best = others.max_by_key(|(_, matched)| matched.as_ref().map(|matched| matched.index));
+        best.map(|(id, _)| *id).filter(|_| metrics.state == ServerState::Leader)
+    };
+    let Some(heir) = heir else { return };
+    tracing::warn!(group = group.id, to = heir, "no room for writes: handing the group over");
+    if let Err(error) = group.raft.trigger().transfer_leader(heir).await {
+        tracing::warn!(group = group.id, %error, "the group was not handed over");
     }
 }
 

@@ -64,6 +64,11 @@ impl Node {
         }
     }
 
+    /// `ReadOnly` when this node has no room for writes.
+    pub fn check_room(&self) -> Result<()> {
+        Ok(self.host.check_room()?)
+    }
+
     /// Takes the newest addresses from meta.
     pub fn learn_addresses(&self) {
         for node in self.host.nodes() {

@@ -119,6 +119,13 @@ pub trait Host: Send + Sync + 'static {
 
     /// 0 = min(3, nodes)
     fn replication_factor(&self) -> u32;
+
+    /// Whether this node has room for writes. Asked before it leads a proposal, takes entries of a leader or receives a
+    /// file. Cheap.
+    ///
+    /// # Errors
+    /// `ReadOnly`, with the reason and the fix.
+    fn check_room(&self) -> Result<(), cairn_storage::Error>;
 }
 
 /// Artifacts on this node, for its peers.

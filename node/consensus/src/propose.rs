@@ -59,7 +59,7 @@ pub(crate) async fn propose(
         let unknown_leader = || node.others(attempt).first().copied().filter(|_| attempt >= ASK_AROUND_AFTER);
         let target = hint.take().or_else(|| group.leader()).or_else(unknown_leader);
         let outcome = match target {
-            Some(id) if id == node.me() => propose_here(group, command.clone(), deadline).await,
+            Some(id) if id == node.me() => propose_here(node, group, command.clone(), deadline).await,
             Some(id) => propose_there(node, group, id, command.clone(), deadline).await,
             None => Ok(Attempt::NotLeader(None)),
         };
@@ -105,12 +105,21 @@ fn admit<'a>(group: &'a Group, command: &Bytes) -> Result<tokio::sync::Semaphore
 }
 
 /// A peer's proposal on this node, which should lead.
-pub(crate) async fn propose_for_peer(group: &Group, command: Bytes, deadline: Instant) -> Result<Attempt> {
+pub(crate) async fn propose_for_peer(node: &Node, group: &Group, command: Bytes, deadline: Instant) -> Result<Attempt> {
     let _room = admit(group, &command)?;
-    propose_here(group, command, deadline).await
+    propose_here(node, group, command, deadline).await.map_err(|error| match error.kind() {
+        kind @ ErrorKind::ReadOnly => {
+            let message = format!("node {}, the leader of group {}: {error}", node.me(), group.id);
+            Error::Refused { kind, message }
+        }
+        _ => error,
+    })
 }
 
-async fn propose_here(group: &Group, command: Bytes, deadline: Instant) -> Result<Attempt> {
+async fn propose_here(node: &Node, group: &Group, command: Bytes, deadline: Instant) -> Result<Attempt> {
+    if group.leader() == Some(node.me()) {
+        node.check_room()?;
+    }
     let write = group.raft.client_write(Command(command));
     let Ok(written) = tokio::time::timeout_at(deadline, write).await else {
         return Ok(Attempt::Unknown("it was not committed in time".into()));

@@ -100,6 +100,7 @@ impl Peer for PeerService {
             return Err(ErrorKind::InvalidArgument.status("a snapshot starts with its header"));
         };
         self.check(header.envelope.as_ref())?;
+        self.node.check_room().map_err(|error| error.status())?;
         let group = self.node.group(header.group).map_err(|error| error.status())?.clone();
         let bad = |error: codec::DecodeError| ErrorKind::InvalidArgument.status(error.to_string());
         let vote = codec::decode_vote(header.vote).map_err(bad)?;
@@ -136,7 +137,7 @@ impl Peer for PeerService {
         self.check(request.envelope.as_ref())?;
         let group = self.node.group(request.group).map_err(|error| error.status())?;
         let deadline = Instant::now() + Duration::from_millis(u64::from(request.deadline_ms));
-        let attempt = propose::propose_for_peer(group, request.command, deadline).await;
+        let attempt = propose::propose_for_peer(&self.node, group, request.command, deadline).await;
         let result = match attempt.map_err(|error| error.status())? {
             Attempt::Done(done) => {
                 propose_reply::Result::Proposed(Proposed { index: done.index, outcome: done.outcome })
@@ -187,6 +188,7 @@ impl Peer for PeerService {
             return Err(ErrorKind::InvalidArgument.status("an artifact starts with its header"));
         };
         self.check(header.envelope.as_ref())?;
+        self.node.check_room().map_err(|error| error.status())?;
         let root = blob_root(&header.root)?;
         let (pieces, data) = mpsc::channel(FRAMES_MAX);
         let size = header.size;
@@ -296,6 +298,10 @@ async fn answer_message(node: &Node, frame: RaftFrame) -> Result<Message, String
     match frame.message {
         Some(Message::Append(bytes)) => {
             let request = codec::decode_append(bytes).map_err(|error| error.to_string())?;
+            // Heartbeats are heard, so a full follower stays one, and its leader tries it again.
+            if !request.entries.is_empty() {
+                node.check_room().map_err(|error| error.to_string())?;
+            }
             let reply = raft.append_entries(request).await.map_err(|error| error.to_string())?;
             Ok(Message::AppendReply(codec::encode_append_reply(&reply)))
         }

@@ -185,4 +185,8 @@ impl Host for TestHost {
     fn replication_factor(&self) -> u32 {
         0
     }
+
+    fn check_room(&self) -> Result<(), cairn_storage::Error> {
+        Ok(())
+    }
 }

@@ -1,6 +1,6 @@
 //! Models against onnxruntime's answers, and what a user may do to them.
 
 mod corrupt;
-mod golden;
+pub(crate) mod golden;
 mod models;
 mod requests;

@@ -43,7 +43,7 @@ impl FlightService for Flight {
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
         let permit = self.node.admit_stream()?;
-        let upload = wire::open(request.into_inner()).await?;
+        let upload = wire::open(request.into_inner(), &self.node.stopping).await?;
         let Command::Ingest(ask) = wire::command(&upload.descriptor)? else {
             return Err(Error::invalid(
                 "DoPut takes the command {\"op\":\"ingest\"}; reads go over DoExchange or DoGet",
@@ -64,7 +64,7 @@ impl FlightService for Flight {
         request: Request<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
         let permit = self.node.admit_stream()?;
-        let upload = wire::open(request.into_inner()).await?;
+        let upload = wire::open(request.into_inner(), &self.node.stopping).await?;
         let (replies, stream) = mpsc::channel(REPLIES_AHEAD);
         let node = Arc::clone(&self.node);
         let command = wire::command(&upload.descriptor)?;

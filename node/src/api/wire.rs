@@ -13,6 +13,7 @@ use cairn_proto::error::KIND_METADATA;
 use cairn_proto::{ErrorKind, MESSAGE_BYTES_MAX};
 use futures::{FutureExt, Stream, StreamExt};
 use std::panic::AssertUnwindSafe;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 /// The upload side of a call: the descriptor that came first, then decoded messages.
@@ -25,7 +26,7 @@ pub struct Upload {
 ///
 /// # Errors
 /// `InvalidArgument` when the stream is empty or begins without a descriptor.
-pub async fn open(mut stream: Streaming<FlightData>) -> Result<Upload, Status> {
+pub async fn open(mut stream: Streaming<FlightData>, stopping: &CancellationToken) -> Result<Upload, Status> {
     let Some(mut first) = stream.next().await.transpose().map_err(transport_status)? else {
         return Err(Error::invalid("the stream is empty; its first message carries the command and the schema").into());
     };
@@ -36,7 +37,7 @@ pub async fn open(mut stream: Streaming<FlightData>) -> Result<Upload, Status> {
     };
     check_buffers(&first)?;
     // A message without a header carries metadata only (some clients send the descriptor alone first).
-    let rest = stream.map(|message| {
+    let rest = until(stream, stopping.clone()).map(|message| {
         let checked = message.map_err(transport_status).and_then(|data| {
             check_buffers(&data)?;
             Ok(data)
@@ -53,6 +54,22 @@ impl std::fmt::Debug for Upload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Upload").field("descriptor", &self.descriptor).finish_non_exhaustive()
     }
+}
+
+/// The messages of `stream`; once the node stops, a caller that pauses is told so instead of being waited for.
+fn until(
+    stream: Streaming<FlightData>,
+    stopping: CancellationToken,
+) -> impl Stream<Item = Result<FlightData, Status>> + Send {
+    let stopped = Box::pin(stopping.cancelled_owned());
+    futures::stream::unfold((stream, stopped), |(mut stream, mut stopped)| async move {
+        let message = tokio::select! {
+            biased;
+            message = stream.next() => message?,
+            () = stopped.as_mut() => Err(Error::new(ErrorKind::Unavailable, "this node is stopping; go on with another").into()),
+        };
+        Some((message, (stream, stopped)))
+    })
 }
 
 /// The buffers of a batch must lie inside its message and unfold to no more than a message may hold: Arrow's decoder

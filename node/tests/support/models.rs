@@ -11,14 +11,19 @@ use cairn_client::{DEFAULT_PROJECT, api};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Asked at run time: a target directory shared by checkouts holds binaries that were built in another.
+fn package() -> PathBuf {
+    std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo").into()
+}
+
 /// The executor's golden files: models with inputs and onnxruntime's outputs (`make_golden.py` there makes them).
 pub fn golden(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("executor/tests/golden").join(file)
+    package().join("executor/tests/golden").join(file)
 }
 
 /// The flights example.
 pub fn flights(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/examples/flights").join(file)
+    package().join("../client/examples/flights").join(file)
 }
 
 /// One matrix of a golden file, in rows: `section` is `inputs` or `outputs`.

@@ -121,11 +121,11 @@ pub fn move_alias(context: &Context<'_>, ask: &MoveAlias) -> Answer {
     let here = context.catalog.project(project)?;
     let from_version = here.model(model)?.alias_version(alias);
     if ask.check_expected && from_version != ask.expected_version {
-        let version = |version| if version == 0 { "no version".to_owned() } else { format!("version {version}") };
+        let at = |version, none: &str| if version == 0 { none.to_owned() } else { format!("at version {version}") };
+        let (found, expected) = (at(from_version, "not set"), at(ask.expected_version, "not to be set"));
         return Err(Error::Conflict(format!(
-            "alias `{alias}` of model `{model}` is at {}, not at {}; look at it again and decide again",
-            version(from_version),
-            version(ask.expected_version)
+            "alias `{alias}` of model `{model}` is {found}, and the move expects it {expected}; look at it again and \
+             decide again"
         )));
     }
     match *to_version {

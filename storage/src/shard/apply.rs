@@ -5,7 +5,7 @@
 //! like any other; an `Err` stops this replica.
 
 use super::dedup::{Dedup, Seen};
-use super::records::{RowRef, STATE_KEY, decode_latest, encode_history, encode_latest, encode_state};
+use super::records::{ProducerKey, RowRef, STATE_KEY, decode_latest, encode_history, encode_latest, encode_state};
 use super::{COMMAND_VERSION, HISTORY, LATEST, SEQUENCE_WINDOW, SYSTEM};
 use crate::block::read_block;
 use crate::engine::{Batch, Db};
@@ -119,15 +119,16 @@ fn take_rows<'c>(
     dedup: &mut Dedup<'_>,
     rows: &mut Rows<'c>,
 ) -> Result<ShardOutcome> {
-    let UpsertRows { producer, sequence, .. } = upsert;
+    let UpsertRows { storage_id, producer, sequence, .. } = upsert;
     if producer.len() > PRODUCER_BYTES_MAX {
         return Ok(refused(format!(
             "the producer's name has {} bytes, over the limit of {PRODUCER_BYTES_MAX}",
             producer.len()
         )));
     }
-    if !producer.is_empty() {
-        match dedup.check(producer, *sequence)? {
+    let key = (!producer.is_empty()).then(|| ProducerKey::new(*storage_id, producer));
+    if let Some(key) = &key {
+        match dedup.check(key, *sequence)? {
             Seen::No => {}
             Seen::Yes(first) => {
                 return Ok(ShardOutcome { rows_duplicate: first.rows, index: first.index, ..ShardOutcome::default() });
@@ -144,8 +145,8 @@ fn take_rows<'c>(
         Ok(taken) => taken,
         Err(error) => return Ok(refused(error.to_string())),
     };
-    if !producer.is_empty() {
-        dedup.add(producer, AppliedSequence { sequence: *sequence, index: at.index, rows: taken });
+    if let Some(key) = key {
+        dedup.add(key, AppliedSequence { sequence: *sequence, index: at.index, rows: taken });
     }
     Ok(ShardOutcome { rows_accepted: taken, ..ShardOutcome::default() })
 }

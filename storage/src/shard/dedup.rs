@@ -1,11 +1,11 @@
-//! A (producer, sequence) takes effect at most once.
+//! A (producer, sequence) takes effect at most once in the rows of one view.
 //!
-//! For each producer the shard keeps its highest sequence, and which of the last [`SEQUENCE_WINDOW`] sequences were
+//! For each producer of a view the shard keeps its highest sequence, and which of the last [`SEQUENCE_WINDOW`] sequences were
 //! applied, each under a key of its own so that a command writes two small records whatever the window. Sequences may
 //! come in any order inside the window; one below it is refused, because nobody can tell any more.
 
 use super::SYSTEM;
-use super::records::{producer_key, sequence_key};
+use super::records::ProducerKey;
 use crate::engine::{Batch, Db};
 use crate::{Error, Result};
 use cairn_proto::record::v1::{AppliedSequence, ProducerState};
@@ -33,7 +33,7 @@ pub(super) enum Seen {
 /// Sequences checked and applied by one apply; later checks see earlier ones.
 pub(super) struct Dedup<'a> {
     db: &'a Db,
-    producers: BTreeMap<String, Producer>,
+    producers: BTreeMap<ProducerKey, Producer>,
 }
 
 #[derive(Default)]
@@ -50,14 +50,14 @@ impl<'a> Dedup<'a> {
         Self { db, producers: BTreeMap::new() }
     }
 
-    pub(super) fn check(&mut self, producer: &str, sequence: u64) -> Result<Seen> {
+    pub(super) fn check(&mut self, producer: &ProducerKey, sequence: u64) -> Result<Seen> {
         if !self.producers.contains_key(producer) {
-            let stored = match self.db.get(SYSTEM, &producer_key(producer))? {
+            let stored = match self.db.get(SYSTEM, &producer.state())? {
                 None => None,
                 Some(value) => Some(decode::<ProducerState>(&value)?.highest_sequence),
             };
             let state = Producer { stored, highest: stored, added: BTreeMap::new() };
-            self.producers.insert(producer.to_owned(), state);
+            self.producers.insert(producer.clone(), state);
         }
         let Some(state) = self.producers.get(producer) else { return Ok(Seen::No) };
         let Some(highest) = state.highest else { return Ok(Seen::No) };
@@ -70,15 +70,15 @@ impl<'a> Dedup<'a> {
         if state.stored.is_none_or(|stored| sequence > stored) {
             return Ok(Seen::No);
         }
-        match self.db.get(SYSTEM, &sequence_key(producer, sequence))? {
+        match self.db.get(SYSTEM, &producer.sequence(sequence))? {
             None => Ok(Seen::No),
             Some(value) => Ok(Seen::Yes(decode(&value)?)),
         }
     }
 
     /// Notes a sequence that [`Self::check`] did not know.
-    pub(super) fn add(&mut self, producer: &str, applied: AppliedSequence) {
-        let state = self.producers.entry(producer.to_owned()).or_default();
+    pub(super) fn add(&mut self, producer: ProducerKey, applied: AppliedSequence) {
+        let state = self.producers.entry(producer).or_default();
         state.highest = state.highest.max(Some(applied.sequence));
         state.added.insert(applied.sequence, applied);
     }
@@ -90,16 +90,16 @@ impl<'a> Dedup<'a> {
             if let Some(stored) = state.stored {
                 let from = window_start(stored);
                 if start - from > POINT_DELETES_MAX {
-                    batch.delete_range(SYSTEM, &sequence_key(&producer, from), &sequence_key(&producer, start));
+                    batch.delete_range(SYSTEM, &producer.sequence(from), &producer.sequence(start));
                 } else {
-                    (from..start).for_each(|sequence| batch.delete(SYSTEM, &sequence_key(&producer, sequence)));
+                    (from..start).for_each(|sequence| batch.delete(SYSTEM, &producer.sequence(sequence)));
                 }
             }
             for (sequence, applied) in state.added.range(start..) {
-                batch.put(SYSTEM, &sequence_key(&producer, *sequence), &applied.encode_to_vec());
+                batch.put(SYSTEM, &producer.sequence(*sequence), &applied.encode_to_vec());
             }
             let record = ProducerState { highest_sequence: highest, recent: Vec::new() };
-            batch.put(SYSTEM, &producer_key(&producer), &record.encode_to_vec());
+            batch.put(SYSTEM, &producer.state(), &record.encode_to_vec());
         }
     }
 }

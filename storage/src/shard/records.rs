@@ -4,8 +4,8 @@
 //! latest value     1 | event time i64 | created time i64 | commit index u64 | commit time i64 | packed row
 //! history value    1 | commit time i64 | packed row                 (the rest is in its key)
 //! system key       00                       value  1 | applied index u64 | commit time i64 | position
-//!                  01 | producer, escaped   value  ProducerState
-//!                  02 | producer, escaped | sequence u64 BE   value  AppliedSequence
+//!                  01 | storage id u32 BE | producer, escaped   value  ProducerState
+//!                  02 | storage id u32 BE | producer, escaped | sequence u64 BE   value  AppliedSequence
 //! ```
 
 use crate::keys::{push_escaped, split_history_key};
@@ -116,15 +116,22 @@ pub(super) fn decode_state(value: &[u8]) -> Option<(Applied, &[u8])> {
     (*version == VERSION).then_some((applied, position))
 }
 
-pub(super) fn producer_key(producer: &str) -> Vec<u8> {
-    let mut key = vec![1];
-    push_escaped(producer.as_bytes(), &mut key);
-    key
-}
+/// A producer of one view: what it calls sequence 7 elsewhere is another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ProducerKey(Vec<u8>);
 
-pub(super) fn sequence_key(producer: &str, sequence: u64) -> Vec<u8> {
-    let mut key = vec![2];
-    push_escaped(producer.as_bytes(), &mut key);
-    key.extend_from_slice(&sequence.to_be_bytes());
-    key
+impl ProducerKey {
+    pub(super) fn new(storage_id: u32, producer: &str) -> Self {
+        let mut key = storage_id.to_be_bytes().to_vec();
+        push_escaped(producer.as_bytes(), &mut key);
+        Self(key)
+    }
+
+    pub(super) fn state(&self) -> Vec<u8> {
+        [&[1], self.0.as_slice()].concat()
+    }
+
+    pub(super) fn sequence(&self, sequence: u64) -> Vec<u8> {
+        [&[2], self.0.as_slice(), &sequence.to_be_bytes()].concat()
+    }
 }

@@ -118,7 +118,7 @@ async fn short_runs_stay_on_the_callers_thread() {
 #[test]
 fn the_cache_keeps_what_was_used_last() {
     let bytes = |name: &str| -> Bytes {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.onnx"));
+        let path = crate::tests::golden::folder().join(format!("{name}.onnx"));
         std::fs::read(path).unwrap().into()
     };
     let size = Model::load(bytes("mlp"), &Limits::default()).unwrap().memory_bytes();

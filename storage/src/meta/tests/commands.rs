@@ -185,12 +185,16 @@ fn aliases_move_by_compare_and_set_and_leave_a_history() {
     }
     bench.refused(move_alias("a b", None, 1), "invalid_argument", "not a name for an alias");
     bench.refused(move_alias("champion", None, 4), "not_found", "its newest version is 3");
-    bench.refused(move_alias("champion", Some(1), 2), "conflict", "is at no version, not at version 1");
+    bench.refused(move_alias("champion", Some(1), 2), "conflict", "is not set, and the move expects it at version 1");
     bench.refused(move_alias("champion", None, 0), "not_found", "alias `champion` of model `eta` not found");
     bench.ok(move_alias("champion", Some(0), 1));
     // Two promotions race: the second finds the alias moved.
     bench.ok(move_alias("champion", Some(1), 2));
-    bench.refused(move_alias("champion", Some(1), 3), "conflict", "is at version 2, not at version 1");
+    bench.refused(
+        move_alias("champion", Some(1), 3),
+        "conflict",
+        "is at version 2, and the move expects it at version 1",
+    );
     bench.ok(move_alias("shadow", Some(0), 3));
     bench.ok(move_alias("champion", Some(2), 2)); // nothing moves
     bench.ok(move_alias("champion", None, 0));
