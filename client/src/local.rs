@@ -74,6 +74,14 @@ impl LocalCluster {
     /// # Errors
     /// `Unavailable` when the binary does not start.
     pub fn spawn(&mut self, at: usize) -> Result<()> {
+        self.spawn_with(at, &[])
+    }
+
+    /// [`Self::spawn`] with `more` arguments, this once.
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn spawn_with(&mut self, at: usize, more: &[&str]) -> Result<()> {
         let join = if at == 0 { None } else { self.nodes.first().map(|node| node.peer_address.clone()) };
         let (binary, folder, extra) = (self.binary.clone(), self.folder.clone(), self.extra.clone());
         let node = self.node_mut(at)?;
@@ -86,7 +94,7 @@ impl LocalCluster {
         if let Some(address) = join {
             command.args(["--join", &address]);
         }
-        command.args(extra);
+        command.args(extra).args(more);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(io)?).stderr(log).kill_on_drop(true);
         let process = command.spawn().map_err(|error| Error::unavailable(format!("{}: {error}", binary.display())))?;
         node.process = Some(process);
@@ -120,6 +128,35 @@ impl LocalCluster {
                 return Err(self.explain(at, "has no leader and quorum in every group within a minute"));
             }
             tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Whether the process of node `at` ended by itself, or is down.
+    ///
+    /// # Errors
+    /// `Unavailable` when there is no such node or it cannot be asked.
+    pub fn has_ended(&mut self, at: usize) -> Result<bool> {
+        match &mut self.node_mut(at)?.process {
+            None => Ok(true),
+            Some(process) => {
+                let ended = process.try_wait().map_err(|error| Error::unavailable(error.to_string()))?;
+                Ok(ended.is_some())
+            }
+        }
+    }
+
+    /// Waits until node `at` ends by itself; returns the end of its log.
+    ///
+    /// # Errors
+    /// `Unavailable` when it is down or does not end within a minute.
+    pub async fn ended(&mut self, at: usize) -> Result<String> {
+        let node = self.node_mut(at)?;
+        let Some(mut process) = node.process.take() else {
+            return Err(Error::unavailable(format!("node {} is not running", at + 1)));
+        };
+        match tokio::time::timeout(PATIENCE, process.wait()).await {
+            Ok(Ok(status)) => Ok(self.explain(at, &format!("ended with {status}")).to_string()),
+            _ => Err(Error::unavailable(format!("node {} does not end", at + 1))),
         }
     }
 

@@ -1,5 +1,6 @@
 //! How a node is set up: one [`NodeConfig`], read once in `main`, validated whole, printed at start.
 
+use cairn_consensus::Rebuild;
 use clap::Parser;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -34,6 +35,9 @@ pub struct Args {
     /// Join the cluster of the node at this peer address. Ignored once the data directory belongs to a cluster.
     #[arg(long, value_name = "HOST:PEERPORT")]
     pub join: Option<String>,
+    /// Makes this node's damaged replicas of these groups new from the node at --join, then starts.
+    #[arg(long, value_name = "GROUP,…", value_delimiter = ',', requires = "join")]
+    pub rebuild: Vec<u32>,
     /// How long a join is tried, and then waits for the cluster's first entry, seconds. [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub join_timeout_s: Option<u64>,
@@ -84,6 +88,7 @@ pub struct NodeConfig {
     pub peer_advertise: Option<String>,
     pub name: Option<String>,
     pub join: Option<String>,
+    pub rebuild: Option<Rebuild>,
     /// 60 s, because a cluster that restarts as a whole needs a while to elect its leaders.
     pub join_timeout: Duration,
     /// Of a new cluster; 4 because a two-core node applies about that many groups side by side.
@@ -138,6 +143,7 @@ impl NodeConfig {
             advertise: args.advertise.or(file.advertise),
             peer_advertise: args.peer_advertise.or(file.peer_advertise),
             name,
+            rebuild: rebuild_of(args.rebuild, args.join.as_ref()),
             join: args.join.or(file.join),
             join_timeout: Duration::from_secs(join_timeout_s),
             shards,
@@ -160,6 +166,12 @@ fn resolve_address(text: &str) -> Result<SocketAddr, String> {
     use std::net::ToSocketAddrs;
     let found = text.to_socket_addrs().map_err(|error| format!("`{text}` is not HOST:PORT ({error})"))?;
     found.into_iter().next().ok_or_else(|| format!("`{text}` names no address"))
+}
+
+/// Only on the command line: what is asked once must not be asked again at the next start.
+fn rebuild_of(groups: Vec<u32>, from: Option<&String>) -> Option<Rebuild> {
+    let from = from.filter(|_| !groups.is_empty())?.clone();
+    Some(Rebuild { groups, from })
 }
 
 #[cfg(test)]

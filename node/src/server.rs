@@ -121,6 +121,7 @@ async fn start(
         wal: Default::default(),
         join_timeout: config.join_timeout,
         proposal_bytes_max: 256 << 20,
+        rebuild: config.rebuild.clone(),
         clock: now_us,
     };
     let start = match config.join.clone() {

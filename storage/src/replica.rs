@@ -37,6 +37,11 @@ pub trait Replica: Send + Sync + 'static {
 
     fn applied(&self) -> Applied;
 
+    /// What is wrong with this replica's files, once a read or write has found it; it never gets better.
+    fn damage(&self) -> Option<String> {
+        None
+    }
+
     /// Writes everything applied to disk and hard-links it into the new directory `dir` (same file system).
     /// Returns the `position` inside it, which may be ahead of the one at the call.
     ///

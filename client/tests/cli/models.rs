@@ -179,7 +179,7 @@ async fn models_are_registered_promoted_and_fetched() -> TestResult {
     cli.check(
         "model promote fare 2 --alias champion --expect none --reason late",
         expect![[r#"
-        ! error: alias `champion` of model `fare` is at version 1, not at no version; look at it again and decide again
+        ! error: alias `champion` of model `fare` is at version 1, and the move expects it not to be set; look at it again and decide again
         ! hint: `cairn model history fare` tells who moved it and why
         exit 4
     "#]],
@@ -197,7 +197,7 @@ async fn models_are_registered_promoted_and_fetched() -> TestResult {
           "error": {
             "hint": "`cairn model history fare` tells who moved it and why",
             "kind": "conflict",
-            "message": "alias `champion` of model `fare` is at version 2, not at version 1; look at it again and decide again"
+            "message": "alias `champion` of model `fare` is at version 2, and the move expects it at version 1; look at it again and decide again"
           }
         }
         exit 4

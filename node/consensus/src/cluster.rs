@@ -11,6 +11,7 @@ use crate::node::{Group, Node};
 use crate::options::{BlobPeer, GroupStatus, Host, Options, Start, raft_config};
 use crate::propose::{self, Proposed};
 use crate::reads::{self, Reads};
+use crate::rebuild::{self, group_dir, snapshot_dir};
 use crate::server::PeerService;
 use crate::snapshot::SnapshotStore;
 use crate::state_machine::StateMachine;
@@ -43,6 +44,7 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Log segments behind the newest that a group may keep from being deleted.
 const PINNED_SEGMENTS_MAX: u64 = 8;
+const DAMAGE_INTERVAL: Duration = Duration::from_millis(200);
 const PINNED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// All groups of this node. Dropping it without [`Cluster::shutdown`] leaves its tasks running.
@@ -71,6 +73,9 @@ impl Cluster {
         // Data of a newer version is left as it is: everything is looked at before anything is written.
         let known_before = data_dir.identity()?;
         for group in 0..=known_before.as_ref().map_or(0, |identity| identity.shards) {
+            if options.rebuild.as_ref().is_some_and(|ask| ask.groups.contains(&group)) {
+                continue;
+            }
             let (host, dir) = (host.clone(), group_dir(data_dir.path(), group));
             blocking(move || Ok(host.check_replica(group, &dir)?)).await?;
         }
@@ -82,6 +87,14 @@ impl Cluster {
                  join as a new node",
                 data_dir.path().display()
             )));
+        }
+        match (&options.rebuild, &known_before) {
+            (Some(ask), Some(identity)) => rebuild::run(data_dir.path(), identity, &wal, ask).await?,
+            (Some(_), None) => {
+                let dir = data_dir.path().display();
+                return Err(Error::InvalidArgument(format!("there is nothing to rebuild: {dir} holds no node yet")));
+            }
+            (None, _) => {}
         }
         let (identity, known) = founding::identity(&data_dir, &options, &start).await?;
         if identity.name != options.name {
@@ -124,6 +137,7 @@ impl Cluster {
         serve(&node, peer_listener, snapshots, &mut tasks)?;
         for (group, queue) in queues {
             tasks.spawn(watch_failure(node.clone(), group.clone(), wal.clone()));
+            tasks.spawn(watch_damage(node.clone(), group.clone()));
             tasks.spawn(reads::run(node.clone(), group, queue));
         }
         founding::begin(&node, &start).await?;
@@ -346,17 +360,17 @@ struct Opened {
     reads: mpsc::Receiver<tokio::sync::oneshot::Sender<(u64, Instant)>>,
 }
 
-fn group_dir(data_dir: &std::path::Path, id: GroupId) -> std::path::PathBuf {
-    data_dir.join("groups").join(id.to_string())
-}
-
 async fn open_group(parts: &Parts, id: GroupId, host: Arc<dyn Host>) -> Result<Opened> {
     let data_dir = parts.data_dir.clone();
     let open = move || -> Result<(Arc<dyn Replica>, Arc<SnapshotStore>)> {
         let dir = group_dir(&data_dir, id);
         std::fs::create_dir_all(&dir).map_err(Error::io(format!("cannot make {}", dir.display())))?;
-        let store = SnapshotStore::open(data_dir.join("snapshots").join(id.to_string()))?;
-        Ok((host.open_replica(id, &dir)?, Arc::new(store)))
+        let store = SnapshotStore::open(snapshot_dir(&data_dir, id))?;
+        let replica = host.open_replica(id, &dir).map_err(|error| match error {
+            cairn_storage::Error::Corrupt(damage) => Error::Corrupt(rebuild::advice(id, &damage)),
+            other => other.into(),
+        })?;
+        Ok((replica, Arc::new(store)))
     };
     let (replica, store) = blocking(open).await?;
     let applied = watch::Sender::new(0);
@@ -420,8 +434,7 @@ async fn watch_failure(node: Arc<Node>, group: Arc<Group>, wal: Arc<Wal>) {
         let stopped = metrics.borrow_watched().running_state.as_ref().err().map(ToString::to_string);
         if let Some(reason) = stopped {
             if !node.stop.is_cancelled() {
-                let reason = wal.failure().unwrap_or(reason);
-                fail(&node, format!("group {} has stopped: {reason}", group.id));
+                fail(&node, why_stopped(&group, &wal, reason));
             }
             return;
         }
@@ -429,12 +442,40 @@ async fn watch_failure(node: Arc<Node>, group: Arc<Group>, wal: Arc<Wal>) {
             () = node.stop.cancelled() => return,
             changed = metrics.changed() => if changed.is_err() {
                 if !node.stop.is_cancelled() {
-                    let reason = wal.failure().unwrap_or_else(|| "its core ended".into());
-                    fail(&node, format!("group {} has stopped: {reason}", group.id));
+                    fail(&node, why_stopped(&group, &wal, "its core ended".into()));
                 }
                 return;
             },
         }
+    }
+}
+
+/// The cause behind what openraft says of it.
+fn why_stopped(group: &Group, wal: &Wal, reason: String) -> String {
+    if let Some(damage) = group.replica.damage() {
+        return rebuild::advice(group.id, &damage);
+    }
+    format!("group {} has stopped: {}", group.id, wal.failure().unwrap_or(reason))
+}
+
+/// A replica that found its own files damaged serves nobody: the node stops where others have the rows whole. Alone, it
+/// goes on with what it can read.
+async fn watch_damage(node: Arc<Node>, group: Arc<Group>) {
+    let damage = loop {
+        tokio::select! {
+            () = node.stop.cancelled() => return,
+            () = tokio::time::sleep(DAMAGE_INTERVAL) => {}
+        }
+        if let Some(damage) = group.replica.damage() {
+            break damage;
+        }
+    };
+    let id = group.id;
+    let voters = group.raft.metrics().borrow_watched().membership_config.voter_ids().count();
+    if voters > 1 {
+        fail(&node, rebuild::advice(id, &damage));
+    } else {
+        tracing::error!(group = id, %damage, "a replica is damaged, and there is no other: what it cannot read is refused");
     }
 }
 

@@ -33,6 +33,7 @@ mod node;
 pub mod options;
 mod propose;
 mod reads;
+mod rebuild;
 mod server;
 mod snapshot;
 mod state_machine;
@@ -47,7 +48,7 @@ mod tests;
 
 pub use cluster::Cluster;
 pub use error::{Error, Result};
-pub use options::{BlobPeer, GroupStatus, Host, NoBlobs, Options, SnapshotOptions, Start, Timers};
+pub use options::{BlobPeer, GroupStatus, Host, NoBlobs, Options, Rebuild, SnapshotOptions, Start, Timers};
 pub use propose::{COMMAND_BYTES_MAX, Proposed};
 pub use types::{GroupId, NodeId};
 

@@ -33,6 +33,16 @@ pub struct Options {
     /// Bytes of proposals under way in one group; above it proposals are refused as overloaded.
     pub proposal_bytes_max: usize,
     pub clock: Clock,
+    /// Replicas to be made new before the node starts.
+    pub rebuild: Option<Rebuild>,
+}
+
+/// Damaged replicas, and who has them whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rebuild {
+    pub groups: Vec<GroupId>,
+    /// Peer address of another node of the cluster.
+    pub from: String,
 }
 
 impl Options {
@@ -51,6 +61,7 @@ impl Options {
             join_timeout: Duration::from_secs(60),
             proposal_bytes_max: 256 << 20,
             clock,
+            rebuild: None,
         }
     }
 }

@@ -6,15 +6,17 @@
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::node::Node;
+use crate::options::SnapshotOptions;
 use crate::propose::{self, Attempt};
 use crate::reads;
-use crate::snapshot::{Snapshot, SnapshotStore};
+use crate::snapshot::{self, Snapshot, SnapshotStore};
 use crate::types::*;
 use bytes::Bytes;
 use cairn_proto::peer::v1::{
-    BlobFrame, BlobHeader, Envelope, GetBlobRequest, JoinReply, JoinRequest, NotLeader, ProposeReply, ProposeRequest,
-    Proposed, PutBlobReply, RaftFrame, ReadIndexReply, ReadIndexRequest, SnapshotFrame, SnapshotReply, blob_frame,
-    peer_server::Peer, propose_reply, raft_frame::Message, read_index_reply, snapshot_frame,
+    BlobFrame, BlobHeader, Envelope, FetchSnapshotRequest, GetBlobRequest, JoinReply, JoinRequest, NotLeader,
+    ProposeReply, ProposeRequest, Proposed, PutBlobReply, RaftFrame, ReadIndexReply, ReadIndexRequest, SnapshotFrame,
+    SnapshotHeader, SnapshotReply, blob_frame, peer_server::Peer, propose_reply, raft_frame::Message, read_index_reply,
+    snapshot_frame,
 };
 use cairn_proto::{ErrorKind, PEER_PROTOCOL, record::v1 as record};
 use futures::StreamExt;
@@ -35,6 +37,7 @@ const CALLS_MAX: usize = 1024;
 const FRAMES_MAX: usize = 8;
 /// A transfer that sends nothing for this long is given up.
 const TRANSFER_PAUSE_MAX: Duration = Duration::from_secs(30);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -83,6 +86,7 @@ fn refusal(node: &Node, envelope: Option<&Envelope>) -> Option<Error> {
 #[tonic::async_trait]
 impl Peer for PeerService {
     type RaftStream = BoxStream<'static, Result<RaftFrame, Status>>;
+    type FetchSnapshotStream = BoxStream<'static, Result<SnapshotFrame, Status>>;
     type GetBlobStream = BoxStream<'static, Result<BlobFrame, Status>>;
 
     async fn raft(&self, request: Request<Streaming<RaftFrame>>) -> Result<Response<Self::RaftStream>, Status> {
@@ -130,6 +134,29 @@ impl Peer for PeerService {
         let installed = group.raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await;
         let response = installed.map_err(|fatal| ErrorKind::Unavailable.status(fatal.to_string()))?;
         Ok(Response::new(SnapshotReply { vote: codec::encode_vote(&response.vote) }))
+    }
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<FetchSnapshotRequest>,
+    ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
+        let FetchSnapshotRequest { cluster_id, from, protocol, group } = request.into_inner();
+        let to = self.node.me();
+        self.check(Some(&Envelope { cluster_id, from, to, protocol }))?;
+        let group = self.node.group(group).map_err(|error| error.status())?.clone();
+        let Some(store) = self.snapshots.get(&group.id).cloned() else {
+            return Err(ErrorKind::Internal.status("a group has no place for snapshots"));
+        };
+        let deadline = Instant::now() + FETCH_TIMEOUT;
+        reads::linearizable(&self.node, &group, deadline).await.map_err(|error| error.status())?;
+        let replica = group.replica.clone();
+        let built = tokio::task::spawn_blocking(move || store.build(replica.as_ref())).await;
+        let built = built.map_err(|error| ErrorKind::Internal.status(error.to_string()))?;
+        let built = built.map_err(|error| error.status())?;
+        let meta = codec::encode_meta(&built.meta);
+        let header = SnapshotHeader { group: group.id, meta, ..SnapshotHeader::default() };
+        let frames = snapshot::send(built.snapshot, header, SnapshotOptions::default().bytes_per_second);
+        Ok(Response::new(ReceiverStream::new(frames).map(Ok).boxed()))
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {

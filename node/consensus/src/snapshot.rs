@@ -161,6 +161,25 @@ impl SnapshotStore {
         self.checkpoint(replica)
     }
 
+    /// Makes `received` the current snapshot and forgets the one before, whatever it holds. Blocks.
+    pub fn replace(&self, received: &SnapshotDir, meta: &SnapshotMeta) -> Result<()> {
+        let _working = self.work.lock();
+        let context = || format!("cannot keep a snapshot in {}", self.root.display());
+        let old = self.current.lock().take();
+        if let Some((_, old)) = old {
+            self.discard(&old).map_err(Error::io(context()))?;
+        }
+        let path = self.root.join(format!("snap-{}", self.next.fetch_add(1, Ordering::Relaxed)));
+        let publish = || -> std::io::Result<()> {
+            write_meta(&received.0.root, meta)?;
+            fs::rename(&received.0.root, &path)?;
+            sync_dir(&self.root)
+        };
+        publish().map_err(Error::io(context()))?;
+        *self.current.lock() = Some((meta.clone(), SnapshotDir::new(path, false)));
+        Ok(())
+    }
+
     /// Invalid from now on, removed when nobody reads it any more.
     fn discard(&self, old: &SnapshotDir) -> std::io::Result<()> {
         fs::remove_file(old.0.root.join(META))?;

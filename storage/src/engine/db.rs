@@ -6,6 +6,7 @@ use rocksdb::{ColumnFamilyRef, DB, DBPinnableSlice, DBRawIterator, ReadOptions, 
 use std::fs;
 use std::ops::{ControlFlow, Deref};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A column family, by its place in [`Format::families`].
@@ -17,12 +18,20 @@ pub struct Db {
     rocks: DB, // dropped, so closed, before `home` may delete its files
     format: &'static Format,
     home: Home,
+    /// The first damage found.
+    damage: OnceLock<String>,
 }
 
 /// The directory of a database; deleted with the last user once retired.
 struct Home {
     path: PathBuf,
     retired: AtomicBool,
+}
+
+impl Home {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), retired: AtomicBool::new(false) }
+    }
 }
 
 impl Drop for Home {
@@ -41,7 +50,7 @@ impl Db {
         let families = format.families.iter().map(|family| (family.name, engine.family_options(family.layout)));
         let rocks = DB::open_cf_with_opts(&engine.db_options(), path, families)
             .map_err(rocks_error(format!("opening {}", path.display())))?;
-        Ok(Self { rocks, format, home: Home { path: path.to_owned(), retired: AtomicBool::new(false) } })
+        Ok(Self { rocks, format, home: Home::new(path), damage: OnceLock::new() })
     }
 
     pub(super) fn open_read_only(engine: &Engine, path: &Path, format: &'static Format) -> Result<Self> {
@@ -52,7 +61,7 @@ impl Db {
         let families = format.families.iter().map(|family| (family.name, engine.family_options(family.layout)));
         let rocks = DB::open_cf_with_opts_for_read_only(&options, path, families, false)
             .map_err(rocks_error(format!("opening {} to read", path.display())))?;
-        Ok(Self { rocks, format, home: Home { path: path.to_owned(), retired: AtomicBool::new(false) } })
+        Ok(Self { rocks, format, home: Home::new(path), damage: OnceLock::new() })
     }
 
     pub fn path(&self) -> &Path {
@@ -62,6 +71,21 @@ impl Db {
     /// Deletes the files once nobody reads them any more.
     pub(super) fn retire(&self) {
         self.home.retired.store(true, Ordering::Release);
+    }
+
+    /// What a read or write found wrong with the files.
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.get().map(String::as_str)
+    }
+
+    fn failed<'a>(&'a self, context: &'a str) -> impl FnOnce(rocksdb::Error) -> Error + 'a {
+        move |rocks| {
+            let error = rocks_error(format!("{context} in {}", self.home.path.display()))(rocks);
+            if let Error::Corrupt(what) = &error {
+                let _ = self.damage.set(what.clone());
+            }
+            error
+        }
     }
 
     pub(super) fn rocks(&self) -> &DB {
@@ -83,7 +107,7 @@ impl Db {
 
     fn get_with(&self, cf: Cf, key: &[u8], options: &ReadOptions) -> Result<Option<Pinned<'_>>> {
         let found = self.rocks.get_pinned_cf_opt(&self.handle(cf)?, key, options);
-        Ok(found.map_err(rocks_error("reading a key"))?.map(Pinned))
+        Ok(found.map_err(self.failed("reading a key"))?.map(Pinned))
     }
 
     /// The values of `keys`, which must be in ascending order, all as of one moment.
@@ -103,7 +127,7 @@ impl Db {
         let found = self.rocks.batched_multi_get_cf_opt(&self.handle(cf)?, keys, true, options);
         let mut values = Vec::with_capacity(found.len());
         for value in found {
-            values.push(value.map_err(rocks_error("reading keys"))?.map(Pinned));
+            values.push(value.map_err(self.failed("reading keys"))?.map(Pinned));
         }
         Ok(values)
     }
@@ -126,7 +150,7 @@ impl Db {
         read.set_prefix_same_as_start(options.same_prefix);
         read.set_total_order_seek(!options.same_prefix);
         read.fill_cache(options.fill_cache);
-        Ok(Iter { raw: self.rocks.raw_iterator_cf_opt(&self.handle(cf)?, read) })
+        Ok(Iter { raw: self.rocks.raw_iterator_cf_opt(&self.handle(cf)?, read), db: self })
     }
 
     /// Shows `visit` every (key, value) whose key starts with `prefix`, ascending, until it breaks.
@@ -169,7 +193,7 @@ impl Db {
     /// # Errors
     /// `Io`, among them a full disk. Later writes fail too.
     pub fn write(&self, batch: Batch<'_>) -> Result<()> {
-        self.rocks.write_without_wal(batch.inner).map_err(rocks_error("writing to the database"))
+        self.rocks.write_without_wal(batch.inner).map_err(self.failed("writing to the database"))
     }
 }
 
@@ -204,6 +228,7 @@ impl Default for IterOptions {
 /// Walks keys in ascending byte order. Starts nowhere: seek first.
 pub struct Iter<'a> {
     raw: DBRawIterator<'a>,
+    db: &'a Db,
 }
 
 impl Iter<'_> {
@@ -246,7 +271,7 @@ impl Iter<'_> {
         if self.raw.valid() {
             return Ok(true);
         }
-        self.raw.status().map_err(rocks_error("walking keys"))?;
+        self.raw.status().map_err(self.db.failed("walking keys"))?;
         Ok(false)
     }
 }

@@ -225,6 +225,10 @@ impl Replica for Meta {
         self.live.read().applied
     }
 
+    fn damage(&self) -> Option<String> {
+        self.group.db().damage().map(str::to_owned)
+    }
+
     fn checkpoint(&self, dir: &Path) -> Result<Vec<u8>, Fatal> {
         let inside = self.group.checkpoint(dir, read_position)?;
         Ok(inside.map(|(_, position)| position).unwrap_or_default())

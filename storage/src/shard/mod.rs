@@ -138,6 +138,10 @@ impl Replica for Shard {
         self.progress.read().applied
     }
 
+    fn damage(&self) -> Option<String> {
+        self.group.db().damage().map(str::to_owned)
+    }
+
     fn checkpoint(&self, dir: &Path) -> Result<Vec<u8>, Fatal> {
         let inside = self.group.checkpoint(dir, read_progress)?;
         Ok(inside.position.unwrap_or_default())
