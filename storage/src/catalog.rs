@@ -19,7 +19,7 @@ pub use reference::Reference;
 use crate::meta::Row;
 use crate::{Error, Result};
 use cairn_proto::SLOTS;
-use cairn_proto::record::v1::{ClusterInfo, Node};
+use cairn_proto::record::v1::{ClusterInfo, Node, NodeState};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -51,18 +51,51 @@ impl Catalog {
     }
 
     /// All nodes ever added and not removed, by id.
-    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.nodes.values()
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> + Clone {
+        self.nodes.values().filter(|node| node.state() != NodeState::Removed)
+    }
+
+    /// The nodes that were taken out of the cluster, by id.
+    pub fn removed_nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values().filter(|node| node.state() == NodeState::Removed)
     }
 
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`, also for a node that was removed.
     pub fn node(&self, id: u64) -> Result<&Arc<Node>> {
-        self.nodes.get(&id).ok_or_else(|| Error::NotFound(format!("node {id} not found in this cluster")))
+        match self.nodes.get(&id) {
+            Some(node) if node.state() == NodeState::Removed => {
+                Err(Error::NotFound(format!("node {id} (`{}`) was removed from this cluster", node.name)))
+            }
+            Some(node) => Ok(node),
+            None => Err(Error::NotFound(format!("node {id} not found in this cluster"))),
+        }
     }
 
     pub fn node_named(&self, name: &str) -> Option<&Arc<Node>> {
-        self.nodes.values().find(|node| node.name == name)
+        self.nodes().find(|node| node.name == name)
+    }
+
+    /// The node that an operator means: by name, or by id.
+    ///
+    /// # Errors
+    /// `NotFound` with a near name, or the names there are.
+    pub fn node_called(&self, name_or_id: &str) -> Result<&Arc<Node>> {
+        if let Some(node) = self.node_named(name_or_id) {
+            return Ok(node);
+        }
+        if let Ok(id) = name_or_id.parse::<u64>() {
+            return self.node(id);
+        }
+        if let Some(node) = self.removed_nodes().find(|node| node.name == name_or_id) {
+            return Err(Error::NotFound(format!(
+                "node `{}` was removed from this cluster (it was id {})",
+                node.name, node.id
+            )));
+        }
+        let hint =
+            crate::near::hint(name_or_id, self.nodes().map(|node| node.name.as_str()), "the cluster has none yet");
+        Err(Error::NotFound(format!("node `{name_or_id}` not found; {hint}")))
     }
 
     pub fn projects(&self) -> impl Iterator<Item = &Arc<Project>> {

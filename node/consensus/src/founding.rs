@@ -169,7 +169,7 @@ async fn init_cluster(node: &Node, start: &Start) -> Result<()> {
         name: node.identity.name.clone(),
         peer_address: node.peer_address.clone(),
         client_address: node.client_address.clone(),
-        joined_us: 0,
+        ..record::Node::default()
     };
     let init = record::InitCluster {
         cluster_id: node.identity.cluster_id.clone(),
@@ -187,7 +187,7 @@ async fn init_cluster(node: &Node, start: &Start) -> Result<()> {
     accepted(proposed)
 }
 
-fn accepted(proposed: propose::Proposed) -> Result<()> {
+pub(crate) fn accepted(proposed: propose::Proposed) -> Result<()> {
     let outcome = record::MetaOutcome::decode(proposed.outcome);
     match outcome.map_err(|error| Error::Internal(format!("an outcome of meta: {error}")))?.outcome {
         Some(record::meta_outcome::Outcome::Refused(refusal)) => Err(crate::refused(refusal)),

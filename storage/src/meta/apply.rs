@@ -70,6 +70,7 @@ fn answer(working: &mut Working<'_>, applied: Applied, change: &Change) -> Resul
         Change::InitCluster(ask) => cluster::init_cluster(&context, ask),
         Change::AddNode(ask) => cluster::add_node(&context, ask),
         Change::UpdateNode(ask) => cluster::update_node(&context, ask),
+        Change::ChangeNodeState(ask) => cluster::change_node_state(&context, ask),
         Change::ApplyDefinitions(ask) => definitions::apply_definitions(&context, ask),
         Change::RegisterModelVersion(ask) => registry::register_model_version(&context, ask),
         Change::MoveAlias(ask) => registry::move_alias(&context, ask),

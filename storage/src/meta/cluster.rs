@@ -6,7 +6,9 @@ use super::names::check_node_name;
 use crate::{Error, Result};
 use cairn_proto::SLOTS;
 use cairn_proto::record::v1::meta_outcome::Outcome;
-use cairn_proto::record::v1::{AddNode, ClusterInfo, Done, InitCluster, Node, NodeAdded, UpdateNode};
+use cairn_proto::record::v1::{
+    AddNode, ChangeNodeState, ClusterInfo, Done, InitCluster, Node, NodeAdded, NodeState, UpdateNode,
+};
 
 /// Feature shards of one cluster. Each is a Raft group on every node that holds it.
 pub const SHARDS_MAX: u32 = 256;
@@ -64,8 +66,8 @@ pub fn add_node(context: &Context<'_>, ask: &AddNode) -> Answer {
     check_node(&ask.name, &ask.peer_address, &ask.client_address)?;
     if let Some(node) = context.catalog.node_named(&ask.name) {
         return Err(Error::AlreadyExists(format!(
-            "a node named `{}` is in the cluster already (id {}, at {}); start this one with another `--name`, \
-             or with the data directory it had",
+            "a node named `{0}` is in the cluster already (id {1}, at {2}); start this one with another `--name`, with the \
+             data directory it had, or take the old one out first (`cairn cluster remove {0}`)",
             node.name, node.id, node.peer_address
         )));
     }
@@ -75,6 +77,7 @@ pub fn add_node(context: &Context<'_>, ask: &AddNode) -> Answer {
         peer_address: ask.peer_address.clone(),
         client_address: ask.client_address.clone(),
         joined_us: context.now_us,
+        ..Node::default()
     };
     let outcome = node_added(context, node.id, ClusterInfo::clone(cluster), Some(&node));
     Ok((outcome, vec![Row::Node(node)]))
@@ -88,6 +91,53 @@ pub fn update_node(context: &Context<'_>, ask: &UpdateNode) -> Answer {
     let changed = Node { peer_address, client_address, ..Node::clone(node) };
     let rows = if changed == **node { Vec::new() } else { vec![Row::Node(changed)] };
     Ok((Outcome::Done(Done {}), rows))
+}
+
+/// Drains a node, takes it out of the cluster, or gives either up. The same again changes nothing.
+pub fn change_node_state(context: &Context<'_>, ask: &ChangeNodeState) -> Answer {
+    let node = context.catalog.node(ask.id)?;
+    let name = &node.name;
+    let Ok(to) = NodeState::try_from(ask.state) else {
+        return Err(Error::InvalidArgument(format!("{} is no state of a node", ask.state)));
+    };
+    let forced = ask.forced && to == NodeState::Removing;
+    if node.state() == to && (node.forced || !forced) {
+        return Ok((Outcome::Done(Done {}), Vec::new()));
+    }
+    let others_serve = context.catalog.nodes().any(|it| it.id != node.id && it.state() == NodeState::Active);
+    match (node.state(), to) {
+        (NodeState::Active | NodeState::Draining | NodeState::Removing, NodeState::Active) => {}
+        (NodeState::Active, NodeState::Draining) if others_serve => {}
+        (NodeState::Active, NodeState::Draining) => {
+            return Err(Error::InvalidArgument(format!(
+                "node `{name}` cannot be drained: no other node is active, so nobody could lead in its place"
+            )));
+        }
+        (NodeState::Active | NodeState::Draining | NodeState::Removing, NodeState::Removing) if others_serve => {}
+        (NodeState::Active | NodeState::Draining | NodeState::Removing, NodeState::Removing) => {
+            return Err(Error::InvalidArgument(format!(
+                "node `{name}` cannot be removed: it is the last active node, and the data would go with it"
+            )));
+        }
+        (NodeState::Removing, NodeState::Removed) => {}
+        (from, to) => {
+            let (from, to) = (state_name(from), state_name(to));
+            return Err(Error::Conflict(format!("node `{name}` is {from} and cannot become {to}")));
+        }
+    }
+    let state = to as i32;
+    let changed = Node { state, state_us: context.now_us, forced, ..Node::clone(node) };
+    Ok((Outcome::Done(Done {}), vec![Row::Node(changed)]))
+}
+
+/// The state as people read it.
+pub fn state_name(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Active => "active",
+        NodeState::Draining => "draining",
+        NodeState::Removing => "being removed",
+        NodeState::Removed => "removed",
+    }
 }
 
 fn node_added(context: &Context<'_>, id: u64, cluster: ClusterInfo, added: Option<&Node>) -> Outcome {

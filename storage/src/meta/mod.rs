@@ -21,6 +21,7 @@ mod rows;
 mod tests;
 
 pub use apply::COMMAND_VERSION;
+pub use cluster::state_name;
 pub use definitions::preview;
 pub use lineage::LineageNode;
 pub use names::{check_column_name, check_name};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! key    tag u8 | parts; a text part ends in 0x00; integers are big endian
-//! value  0x01 | record.v1 message, encoded the one way of `canonical`
+//! value  0x01 | record.v1 message, encoded the one way of `canonical`; 0x02 | a Node in another state than active
 //! 00                                  position: 0x01 | index u64 | time i64 | what consensus says
 //! 01                                  ClusterInfo
 //! 02 id                               Node
@@ -16,18 +16,20 @@
 //! 0b slot u32                         request id whose turn to be forgotten this slot is
 //! 0c                                  MetaCounters
 //! ```
-//! Golden file: `tests/golden/meta_rows_v1.hex`.
+//! Golden files: `tests/golden/meta_rows_v1.hex`, `tests/golden/meta_rows_v2.hex`.
 
 use super::canonical;
 use crate::catalog::DefinitionKind;
 use crate::{Error, Result};
 use cairn_proto::record::v1::{
-    AliasMove, ClusterInfo, DefinitionVersion, LineageEdge, MetaCounters, ModelVersion, Node, Project,
+    AliasMove, ClusterInfo, DefinitionVersion, LineageEdge, MetaCounters, ModelVersion, Node, NodeState, Project,
 };
 use prost::Message;
 
 /// Of values. A newer one is refused.
 const VALUE_VERSION: u8 = 1;
+/// Of nodes that are not simply active: a cairnd that knows no states must not take them for active ones.
+const NODE_STATE_VERSION: u8 = 2;
 
 /// Where the position is kept; not part of the state that replicas compare.
 pub const POSITION_KEY: &[u8] = &[tag::POSITION];
@@ -96,7 +98,7 @@ impl Row {
     }
 
     pub fn value(&self) -> Vec<u8> {
-        let mut value = vec![VALUE_VERSION];
+        let mut value = vec![self.version()];
         match self {
             Self::Cluster(it) => value.extend(it.encode_to_vec()),
             Self::Node(it) => value.extend(it.encode_to_vec()),
@@ -112,13 +114,24 @@ impl Row {
         value
     }
 
+    fn version(&self) -> u8 {
+        match self {
+            Self::Node(node) if node.state() != NodeState::Active => NODE_STATE_VERSION,
+            _ => VALUE_VERSION,
+        }
+    }
+
     /// Reads a row back; `None` for the position.
     ///
     /// # Errors
     /// `InvalidArgument` for a value of a newer version, `Corrupt` for anything not understood.
     pub fn decode(key: &[u8], value: &[u8]) -> Result<Option<Self>> {
         let corrupt = || Error::Corrupt(format!("a row of the meta group is not understood (key {key:02x?})"));
-        let message = payload(value)?;
+        let is_node = key.first() == Some(&tag::NODE);
+        let message = match value.split_first() {
+            Some((&NODE_STATE_VERSION, message)) if is_node => message,
+            _ => payload(value)?,
+        };
         fn read<M: Message + Default>(message: &[u8], wrap: fn(M) -> Row) -> Result<Row, prost::DecodeError> {
             M::decode(message).map(wrap)
         }
@@ -147,7 +160,7 @@ impl Row {
             _ => return Err(corrupt()),
         };
         let row = row.map_err(|_| corrupt())?;
-        if row.key() != key { Err(corrupt()) } else { Ok(Some(row)) }
+        if row.key() != key || Some(&row.version()) != value.first() { Err(corrupt()) } else { Ok(Some(row)) }
     }
 
     /// Whether the first such row stays when it is written again.
@@ -189,7 +202,7 @@ pub fn payload(value: &[u8]) -> Result<&[u8]> {
         Some((&VALUE_VERSION, message)) => Ok(message),
         Some((version, _)) if *version > VALUE_VERSION => Err(Error::InvalidArgument(format!(
             "the meta group holds values of format {version}, written by a newer Cairn; this one reads up to \
-             {VALUE_VERSION}: start the newer cairnd"
+             {NODE_STATE_VERSION}: start the newer cairnd"
         ))),
         _ => Err(Error::Corrupt("a value of the meta group is damaged".to_owned())),
     }

@@ -10,9 +10,10 @@ use cairn_proto::record::v1::definition::Kind;
 use cairn_proto::record::v1::meta_command::Change;
 use cairn_proto::record::v1::meta_outcome::Outcome;
 use cairn_proto::record::v1::{
-    AddNode, ApplyDefinitions, Arm, BlobRef, Definition, DefinitionVersion, Deployment, Entity, FeatureService,
-    FeatureType, FeatureView, Field, InitCluster, MetaCommand, MetaOutcome, Model, ModelVersion, MoveAlias, Node,
-    OnDemandFeature, OnDemandFeatureView, RegisterModelVersion, TimeTick, UpdateNode, ValueKind,
+    AddNode, ApplyDefinitions, Arm, BlobRef, ChangeNodeState, Definition, DefinitionVersion, Deployment, Entity,
+    FeatureService, FeatureType, FeatureView, Field, InitCluster, MetaCommand, MetaOutcome, Model, ModelVersion,
+    MoveAlias, Node, NodeState, OnDemandFeature, OnDemandFeatureView, RegisterModelVersion, TimeTick, UpdateNode,
+    ValueKind,
 };
 use prost::Message;
 use tempfile::TempDir;
@@ -198,6 +199,10 @@ fn init_cluster(id: &str, shards: u32) -> Change {
 fn add_node(name: &str) -> Change {
     let (peer_address, client_address) = ("b:1".to_owned(), "b:2".to_owned());
     Change::AddNode(AddNode { name: name.to_owned(), peer_address, client_address })
+}
+
+fn node_state(id: u64, state: NodeState, forced: bool) -> Change {
+    Change::ChangeNodeState(ChangeNodeState { id, state: state as i32, forced })
 }
 
 /// The catalog as a restart would build it.

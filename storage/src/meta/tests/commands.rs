@@ -46,6 +46,59 @@ fn nodes_have_one_name_each_and_ids_never_come_back() {
 }
 
 #[test]
+fn nodes_drain_leave_and_never_come_back() {
+    use NodeState::{Active, Draining, Removed, Removing};
+    let bench = Bench::new();
+    let no = Change::ChangeNodeState(ChangeNodeState { id: 1, state: 9, forced: false });
+    bench.ok(init_cluster("c", 1));
+    bench.refused(no, "invalid_argument", "9 is no state of a node");
+    bench.refused(node_state(1, Draining, false), "invalid_argument", "nobody could lead in its place");
+    bench.refused(node_state(1, Removing, true), "invalid_argument", "the last active node");
+    let Outcome::NodeAdded(second) = bench.ok(add_node("n2")) else { panic!() };
+    let second = second.id;
+    let state = || bench.meta.catalog().node(second).map(|node| (node.state(), node.forced, node.state_us));
+    bench.refused(node_state(99, Draining, false), "not_found", "node 99 not found");
+
+    bench.ok(node_state(second, Draining, false));
+    assert_eq!(state().unwrap(), (Draining, false, 1_000));
+    bench.ok(node_state(second, Draining, false));
+    bench.refused(node_state(1, Draining, false), "invalid_argument", "no other node is active");
+    bench.refused(node_state(second, Removed, false), "conflict", "is draining and cannot become removed");
+    bench.ok(node_state(second, Active, false));
+    bench.ok(node_state(second, Removing, false));
+    bench.refused(node_state(second, Draining, false), "conflict", "is being removed and cannot become draining");
+    bench.refused(node_state(1, Removing, false), "invalid_argument", "the last active node");
+    // Given up, and begun again: forced the second time.
+    bench.ok(node_state(second, Active, false));
+    bench.ok(node_state(second, Removing, false));
+    bench.ok(node_state(second, Removing, true));
+    assert_eq!(state().unwrap(), (Removing, true, 1_000));
+    bench.ok(node_state(second, Removing, false));
+    assert!(state().unwrap().1, "what was forced stays so");
+
+    bench.refused(add_node("n2"), "already_exists", "cairn cluster remove n2");
+    bench.ok(node_state(second, Removed, false));
+    let gone = |change| bench.refused(change, "not_found", "was removed from this cluster");
+    for state in [Active, Draining, Removing, Removed] {
+        gone(node_state(second, state, false));
+    }
+    let moved = UpdateNode { id: second, peer_address: "z:1".to_owned(), client_address: "z:2".to_owned() };
+    gone(Change::UpdateNode(moved));
+    let catalog = bench.meta.catalog();
+    assert_eq!(catalog.nodes().map(|node| node.id).collect::<Vec<_>>(), [1]);
+    assert_eq!(catalog.removed_nodes().map(|node| node.id).collect::<Vec<_>>(), [second]);
+    assert!(catalog.node_called("n2").unwrap_err().to_string().contains("was removed"));
+    assert_eq!(catalog.node_called("N1").unwrap_err().to_string(), "node `N1` not found; did you mean `n1`?");
+    assert_eq!((catalog.node_called("n1").unwrap().id, catalog.node_called("1").unwrap().id), (1, 1));
+
+    // The name is free again, the id is not.
+    let Outcome::NodeAdded(third) = bench.ok(add_node("n2")) else { panic!() };
+    assert!(third.id > second);
+    assert_eq!(third.nodes.iter().map(|node| node.id).collect::<Vec<_>>(), [1, third.id]);
+    assert_eq!(*bench.meta.catalog(), rebuilt(&bench.meta));
+}
+
+#[test]
 fn definitions_are_compared_and_set() {
     let bench = Bench::new();
     bench.refused(apply_definitions("p", 4, &[driver()]), "conflict", "plan again");

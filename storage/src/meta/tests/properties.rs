@@ -29,6 +29,9 @@ fn change_strategy() -> impl Strategy<Value = (Change, bool)> {
     prop_oneof![
         1 => (1u32..5).prop_map(|shards| (init_cluster("c", shards), false)),
         2 => prop::sample::select(vec!["n1", "n2", "n3"]).prop_map(|name| (add_node(name), false)),
+        2 => (1u64..9, 0i32..5, any::<bool>()).prop_map(|(id, state, forced)| {
+            (Change::ChangeNodeState(ChangeNodeState { id, state, forced }), false)
+        }),
         8 => (prop::collection::vec(definition_strategy(), 0..4), prop::bool::weighted(0.9))
             .prop_map(|(definitions, fill)| (apply_definitions("p", 3, &definitions), fill)),
         6 => (prop::sample::select(vec!["", "eta"]), any::<bool>())

@@ -1,7 +1,7 @@
 //! What is on disk: golden bytes, and data of other versions.
 
 use super::*;
-use cairn_proto::record::v1::{AliasMove, ClusterInfo, LineageEdge, MetaCounters, Project};
+use cairn_proto::record::v1::{AliasMove, ClusterInfo, LineageEdge, MetaCounters, NodeState, Project};
 use std::fmt::Write;
 
 fn one_of_each() -> Vec<Row> {
@@ -25,7 +25,14 @@ fn one_of_each() -> Vec<Row> {
         at_us: 8,
     };
     let Change::RegisterModelVersion(register) = register("p", "eta", "eta", true) else { panic!() };
-    let node = Node { id: 3, name: text("n1"), peer_address: text("a:1"), client_address: text("a:2"), joined_us: 4 };
+    let node = Node {
+        id: 3,
+        name: text("n1"),
+        peer_address: text("a:1"),
+        client_address: text("a:2"),
+        joined_us: 4,
+        ..Default::default()
+    };
     let cluster = ClusterInfo {
         cluster_id: text("c"),
         shards: 2,
@@ -76,13 +83,37 @@ fn golden_rows_hold() {
     expect_test::expect_file!["../../../tests/golden/meta_rows_v1.hex"].assert_eq(&golden);
 }
 
+/// What a version that knows node states wrote. A row of version 2 is a node in another state than active, and no other.
+#[test]
+fn golden_nodes_of_version_2_hold() {
+    let mut golden = String::new();
+    for state in [NodeState::Draining, NodeState::Removing, NodeState::Removed] {
+        let forced = state == NodeState::Removing;
+        let (name, peer_address, client_address) = ("n1".to_owned(), "a:1".to_owned(), "a:2".to_owned());
+        let state = state as i32;
+        let row =
+            Row::Node(Node { id: 3, name, peer_address, client_address, joined_us: 4, state, state_us: 258, forced });
+        let (key, mut value) = (row.key(), row.value());
+        assert_eq!(Row::decode(&key, &value).unwrap().unwrap(), row);
+        writeln!(golden, "Node: {} = {}", digits(&key), digits(&value)).unwrap();
+        value[0] = 1;
+        assert_eq!(Row::decode(&key, &value).unwrap_err().kind(), cairn_proto::ErrorKind::Corrupt);
+    }
+    expect_test::expect_file!["../../../tests/golden/meta_rows_v2.hex"].assert_eq(&golden);
+    for row in one_of_each() {
+        let (key, mut value) = (row.key(), row.value());
+        value[0] = 2;
+        assert!(Row::decode(&key, &value).is_err(), "{row:?}");
+    }
+}
+
 #[test]
 fn rows_that_are_not_understood_are_named() {
     for row in one_of_each() {
         let (key, mut value) = (row.key(), row.value());
-        value[0] = 2;
+        value[0] = 3;
         let error = Row::decode(&key, &value).unwrap_err();
-        assert!(error.to_string().contains("values of format 2, written by a newer Cairn"), "{error}");
+        assert!(error.to_string().contains("values of format 3, written by a newer Cairn"), "{error}");
         value[0] = 0;
         assert_eq!(Row::decode(&key, &value).unwrap_err().kind(), cairn_proto::ErrorKind::Corrupt);
         let mut other = key.clone();
@@ -101,7 +132,7 @@ fn rows_of_a_newer_version_are_refused_at_open() {
     let db = bench.meta.group.db();
     let mut batch = db.batch().unwrap();
     let row = &one_of_each()[1];
-    batch.put(ROWS, &row.key(), &[&[2], &row.value()[1..]].concat());
+    batch.put(ROWS, &row.key(), &[&[3], &row.value()[1..]].concat());
     db.write(batch).unwrap();
     drop(db);
     let Bench { root, engine, meta } = bench;
