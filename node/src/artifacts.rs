@@ -5,13 +5,18 @@ use crate::node::Node;
 use bytes::{Bytes, BytesMut};
 use cairn_consensus::{BlobPeer, Error as PeerError};
 use cairn_proto::ErrorKind;
-use cairn_proto::record::v1::BlobRef;
+use cairn_proto::record::v1::{self as record, BlobRef};
 use cairn_storage::blob::{BlobInfo, BlobStore, hex};
+use cairn_storage::catalog::Catalog;
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Pieces in flight between a stream and the thread that writes them.
 const PIECES_AHEAD: usize = 8;
+/// How often a node looks for artifacts that it lacks while another leaves.
+const COPIES_EVERY: Duration = Duration::from_secs(1);
 /// Largest artifact that is read into memory as a model.
 const MODEL_BYTES_MAX: u64 = 2 << 30;
 
@@ -174,6 +179,39 @@ pub async fn fetch(node: &Arc<Node>, root: Root) -> Result<()> {
         }
     }
     Err(Error::not_found(format!("artifact `{}` is on no node that can be reached; upload it first", hex(&root))))
+}
+
+/// The artifacts that the registry refers to and this node does not hold.
+pub fn missing(catalog: &Catalog, blobs: &BlobStore) -> BTreeSet<Root> {
+    let versions = catalog.projects().flat_map(|project| project.models()).flat_map(|(_, model)| model.versions());
+    let roots = versions.filter_map(|version| Root::try_from(version.artifact.as_ref()?.root.as_ref()).ok());
+    roots.filter(|root| !blobs.contains(root)).collect()
+}
+
+/// While a node is being removed, the others fetch what they lack: it may be one of the few that hold it. Ends with the
+/// node.
+pub async fn keep_copies(node: Arc<Node>) {
+    let mut tick = tokio::time::interval(COPIES_EVERY);
+    loop {
+        tokio::select! {
+            () = node.stopping.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let catalog = node.meta.catalog();
+        let me = node.cluster.node_id();
+        let leaves = |it: &Arc<record::Node>| it.state() == record::NodeState::Removing;
+        if !catalog.nodes().any(|it| leaves(it) && it.id != me) {
+            continue;
+        }
+        for root in missing(&catalog, &node.blobs) {
+            if node.writes.check().is_err() || node.stopping.is_cancelled() {
+                break;
+            }
+            if let Err(error) = fetch(&node, root).await {
+                tracing::warn!(artifact = %hex(&root), %error, "not copied from a node that leaves");
+            }
+        }
+    }
 }
 
 /// Size and hashes of an artifact, as records keep them.

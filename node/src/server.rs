@@ -54,6 +54,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     let node = start(config, &listener, peer_listener).await?;
     let mut failure = node.cluster.failure();
     let gate = node.writes.watch();
+    let copies = tokio::spawn(crate::artifacts::keep_copies(Arc::clone(&node)));
     // Printed on its own, so that scripts and people can wait for it.
     println!("cairnd ready: clients {} peers {}", node.client_address, node.peer_address);
 
@@ -83,6 +84,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     };
     drop(listener);
     gate.abort();
+    copies.abort();
     if outcome.is_ok() {
         tracing::info!("stopping");
         connections.drain().await;
@@ -120,6 +122,7 @@ async fn start(
         },
         wal: Default::default(),
         join_timeout: config.join_timeout,
+        balance: Default::default(),
         proposal_bytes_max: 256 << 20,
         rebuild: config.rebuild.clone(),
         clock: now_us,

@@ -96,6 +96,15 @@ impl Host for Stores {
         self.meta().map(|meta| meta.catalog().nodes().map(|node| node.as_ref().clone()).collect()).unwrap_or_default()
     }
 
+    fn removed_nodes(&self) -> Vec<u64> {
+        self.meta().map(|meta| meta.catalog().removed_nodes().map(|node| node.id).collect()).unwrap_or_default()
+    }
+
+    fn artifacts_missing(&self) -> u64 {
+        let (Some(meta), Some(blobs)) = (self.meta(), self.blobs()) else { return u64::MAX };
+        artifacts::missing(&meta.catalog(), &blobs).len() as u64
+    }
+
     fn replication_factor(&self) -> u32 {
         let catalog = self.meta().map(|meta| meta.catalog());
         catalog.and_then(|catalog| Some(catalog.cluster()?.replication_factor)).unwrap_or(0)

@@ -1,8 +1,10 @@
 //! [`Cluster`]: what the rest of a node knows of consensus.
 
+use crate::balance::{self, Rebalanced};
 use crate::error::{Error, Result};
 use crate::founding;
 use crate::identity::{DataDir, Identity};
+use crate::lead;
 use crate::link::Peers;
 use crate::log_store::LogStore;
 use crate::membership;
@@ -14,9 +16,11 @@ use crate::reads::{self, Reads};
 use crate::rebuild::{self, group_dir, snapshot_dir};
 use crate::server::PeerService;
 use crate::snapshot::SnapshotStore;
+use crate::standing;
 use crate::state_machine::StateMachine;
 use crate::transfer;
 use crate::types::*;
+use crate::view::{self, ClusterView};
 use crate::wal::{RealFiles, Wal};
 use bytes::Bytes;
 use cairn_proto::MESSAGE_BYTES_MAX;
@@ -116,7 +120,7 @@ impl Cluster {
             queues.push((group.clone(), reads));
             groups.insert(group.id, group);
         }
-        let Options { peer_listener, peer_address, client_address, clock, .. } = options;
+        let Options { peer_listener, peer_address, client_address, clock, balance, .. } = options;
         let node = Arc::new(Node {
             identity,
             peer_address,
@@ -130,6 +134,8 @@ impl Cluster {
             stop: CancellationToken::new(),
             data_dir: Mutex::new(Some(data_dir)),
             refused: AtomicU64::new(0),
+            balance,
+            balancing: tokio::sync::Mutex::default(),
         });
         node.learn_addresses();
 
@@ -142,6 +148,8 @@ impl Cluster {
         }
         founding::begin(&node, &start).await?;
         tasks.spawn(membership::run(node.clone()));
+        tasks.spawn(balance::run(node.clone()));
+        tasks.spawn(standing::watch(node.clone()));
         tasks.spawn(purge_pinned(node.clone(), wal.clone()));
         tasks.spawn(founding::keep_address(node.clone()));
         Ok(Arc::new(Self { node, wal, tasks: Mutex::new(tasks) }))
@@ -218,6 +226,28 @@ impl Cluster {
     /// All groups of this node, in order.
     pub fn status(&self) -> Vec<GroupStatus> {
         self.node.groups.values().map(|group| group.status(self.node.me())).collect()
+    }
+
+    /// All groups as all nodes see them: every node of meta is asked, and those that do not answer say why.
+    pub async fn view(&self) -> ClusterView {
+        view::gather(&self.node).await
+    }
+
+    /// Makes `to` the leader of a group, from any node. Returns who led before, once `to` leads.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidArgument` or `Conflict` for a node that cannot lead; `Unavailable` for one that is away or
+    /// behind, or did not take over in time.
+    pub async fn transfer_lead(&self, group: GroupId, to: NodeId, deadline: Instant) -> Result<NodeId> {
+        lead::transfer(&self.node, self.node.group(group)?, to, deadline).await
+    }
+
+    /// Spreads leads and voters evenly, from any node, one move after the other.
+    ///
+    /// # Errors
+    /// `Unavailable` when meta has no leader; `Overloaded` when a rebalance is under way.
+    pub async fn rebalance(&self, deadline: Instant) -> Result<Rebalanced> {
+        balance::rebalance(&self.node, deadline).await
     }
 
     /// Returns when every group has a leader this node hears, so that it can serve.
@@ -399,7 +429,8 @@ async fn open_group(parts: &Parts, id: GroupId, host: Arc<dyn Host>) -> Result<O
     }
     let (reads, queue) = Reads::new();
     let admission = Semaphore::new(parts.admission);
-    let group = Arc::new(Group { id, raft, replica, applied: follow, reads, admission });
+    let (giving, changing) = Default::default();
+    let group = Arc::new(Group { id, raft, replica, applied: follow, reads, giving, changing, admission });
     Ok(Opened { group, store, reads: queue })
 }
 
@@ -426,7 +457,7 @@ fn serve(
     let node = node.clone();
     tasks.spawn(async move {
         if let Err(error) = server.await {
-            fail(&node, format!("the peer port is closed: {error}"));
+            node.fail(format!("the peer port is closed: {error}"));
         }
     });
     Ok(())
@@ -439,7 +470,7 @@ async fn watch_failure(node: Arc<Node>, group: Arc<Group>, wal: Arc<Wal>) {
         let stopped = metrics.borrow_watched().running_state.as_ref().err().map(ToString::to_string);
         if let Some(reason) = stopped {
             if !node.stop.is_cancelled() {
-                fail(&node, why_stopped(&group, &wal, reason));
+                node.fail(why_stopped(&group, &wal, reason));
             }
             return;
         }
@@ -447,7 +478,7 @@ async fn watch_failure(node: Arc<Node>, group: Arc<Group>, wal: Arc<Wal>) {
             () = node.stop.cancelled() => return,
             changed = metrics.changed() => if changed.is_err() {
                 if !node.stop.is_cancelled() {
-                    fail(&node, why_stopped(&group, &wal, "its core ended".into()));
+                    node.fail(why_stopped(&group, &wal, "its core ended".into()));
                 }
                 return;
             },
@@ -478,7 +509,7 @@ async fn watch_damage(node: Arc<Node>, group: Arc<Group>) {
     let id = group.id;
     let voters = group.raft.metrics().borrow_watched().membership_config.voter_ids().count();
     if voters > 1 {
-        fail(&node, rebuild::advice(id, &damage));
+        node.fail(rebuild::advice(id, &damage));
     } else {
         tracing::error!(group = id, %damage, "a replica is damaged, and there is no other: what it cannot read is refused");
     }
@@ -510,18 +541,6 @@ async fn purge_pinned(node: Arc<Node>, wal: Arc<Wal>) {
             }
         }
     }
-}
-
-/// The first reason is the one that counts.
-fn fail(node: &Node, reason: String) {
-    node.failure.send_if_modified(|failure| {
-        if failure.is_some() {
-            return false;
-        }
-        tracing::error!(%reason, "this node must stop");
-        *failure = Some(reason);
-        true
-    });
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -9,7 +9,9 @@
 //! - `state_machine`: a storage `Replica` for openraft; `snapshot`: checkpoints, sent and received
 //! - `link`: connections to peers; `network`: openraft's calls on them; `server`: the peer port
 //! - `node`: a node's groups; `propose`: writes from any node; `reads`: fresh reads on any replica
-//! - `membership`: brings every group to the nodes meta names; `transfer`: artifacts between nodes
+//! - `view`: all groups as all nodes see them; `membership`: brings every group to the nodes meta names
+//! - `lead`, `balance`: who leads, moved on demand; leads and voters spread evenly
+//! - `standing`: a node that was removed finds out; `transfer`: artifacts between nodes
 //!
 //! Always true (story tests in `tests`):
 //! - C1 a proposal answered with an index is applied on a quorum's log, durable there, and survives any restart
@@ -17,14 +19,17 @@
 //! - C3 a linearizable read shows every write acknowledged before it began, on whatever node it is made
 //! - C4 a log is purged only behind what its replica has on disk
 //! - C5 a node id belongs to one data directory, and a data directory to one process
+//! - C6 a removed node takes no part again, and its id is never given out again
 //!
 //! Not here: what commands mean (`cairn-storage`), clients, SQL. Why it is so: ADR-0002.
 
+mod balance;
 mod cluster;
 mod codec;
 mod error;
 mod founding;
 mod identity;
+mod lead;
 mod link;
 mod log_store;
 mod membership;
@@ -36,9 +41,11 @@ mod reads;
 mod rebuild;
 mod server;
 mod snapshot;
+mod standing;
 mod state_machine;
 mod transfer;
 mod types;
+mod view;
 pub mod wal;
 
 #[cfg(test)]
@@ -46,11 +53,15 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use balance::{Move, Rebalanced};
 pub use cluster::Cluster;
 pub use error::{Error, Result};
-pub use options::{BlobPeer, GroupStatus, Host, NoBlobs, Options, Rebuild, SnapshotOptions, Start, Timers};
+pub use options::{
+    BalanceOptions, BlobPeer, Follower, GroupStatus, Host, NoBlobs, Options, Rebuild, SnapshotOptions, Start, Timers,
+};
 pub use propose::{COMMAND_BYTES_MAX, Proposed};
 pub use types::{GroupId, NodeId};
+pub use view::{ClusterView, NodeReport, NodeView};
 
 /// Version of the meta commands this crate proposes (`InitCluster`, `AddNode`, `UpdateNode`).
 const META_COMMAND_VERSION: u32 = 1;

@@ -52,6 +52,10 @@ impl AddressBook {
         }
     }
 
+    pub fn forget(&self, id: NodeId) {
+        self.0.lock().remove(&id);
+    }
+
     pub fn ids(&self) -> Vec<NodeId> {
         self.0.lock().keys().copied().collect()
     }
@@ -106,6 +110,12 @@ impl Peers {
     pub fn get(self: &Arc<Self>, id: NodeId) -> Arc<Peer> {
         let mut links = self.links.lock();
         links.entry(id).or_insert_with(|| Arc::new(Peer::new(self.clone(), id))).clone()
+    }
+
+    /// Ends the connections to a node that is no part of the cluster any more.
+    pub fn forget(&self, id: NodeId) {
+        self.book.forget(id);
+        self.links.lock().remove(&id);
     }
 
     /// Ends every connection.

@@ -3,10 +3,11 @@
 use crate::error::{Error, Result};
 use crate::identity::{DataDir, Identity};
 use crate::link::Peers;
-use crate::options::{BlobPeer, Clock, GroupStatus, Host};
+use crate::options::{BalanceOptions, BlobPeer, Clock, Follower, GroupStatus, Host};
 use crate::reads::Reads;
 use crate::types::*;
 use cairn_storage::replica::Replica;
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -16,6 +17,11 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+/// A member at most this far behind its leader counts as caught up.
+pub(crate) const CAUGHT_UP_ENTRIES: u64 = 128;
+
+type RaftMetrics = openraft::RaftMetrics<TypeConfig>;
 
 pub(crate) struct Node {
     pub identity: Identity,
@@ -33,6 +39,9 @@ pub(crate) struct Node {
     pub data_dir: Mutex<Option<DataDir>>,
     /// Requests of peers that were refused by their envelope.
     pub refused: AtomicU64,
+    pub balance: BalanceOptions,
+    /// Held while leads or voters are moved to balance them: one move at a time.
+    pub balancing: tokio::sync::Mutex<()>,
 }
 
 pub(crate) struct Group {
@@ -41,6 +50,11 @@ pub(crate) struct Group {
     pub replica: Arc<dyn Replica>,
     pub applied: watch::Receiver<u64>,
     pub reads: Reads,
+    /// Held by the one transfer of the lead that may be under way.
+    pub giving: tokio::sync::Mutex<()>,
+    /// Held by the one membership change of this leader that may be under way: a joint membership is not left over as long
+    /// as somebody is finishing it.
+    pub changing: tokio::sync::Mutex<()>,
     /// Room for proposals, in KiB.
     pub admission: Semaphore,
 }
@@ -69,8 +83,23 @@ impl Node {
         Ok(self.host.check_room()?)
     }
 
-    /// Takes the newest addresses from meta.
+    /// Stops this node's part in the cluster. The first reason is the one that counts.
+    pub fn fail(&self, reason: String) {
+        self.failure.send_if_modified(|failure| {
+            if failure.is_some() {
+                return false;
+            }
+            tracing::error!(%reason, "this node must stop");
+            *failure = Some(reason);
+            true
+        });
+    }
+
+    /// Takes the newest addresses from meta, and forgets the nodes that were removed.
     pub fn learn_addresses(&self) {
+        for id in self.host.removed_nodes() {
+            self.peers.forget(id);
+        }
         for node in self.host.nodes() {
             if node.id != self.me() {
                 self.peers.book.set(node.id, &node.peer_address);
@@ -121,10 +150,30 @@ impl Group {
         }
     }
 
+    /// The other members as this leader sees them.
+    fn followers(&self, metrics: &RaftMetrics) -> Vec<Follower> {
+        let lately = Duration::from_millis(self.raft.config().election_timeout_max);
+        let last = metrics.last_log_index.map_or(0, |index| index.saturating_add(1));
+        let heard = |id: &NodeId| {
+            let acked = metrics.heartbeat.as_ref().and_then(|heard| heard.get(id)).and_then(Option::as_ref);
+            acked.is_some_and(|acked| acked.elapsed() <= lately)
+        };
+        let others = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
+        let followers = others.map(|(id, matched)| {
+            let (matched_index, heard) = (index_or_zero(matched.as_ref()), heard(id));
+            let ready = heard && matched.is_some() && matched_index.saturating_add(CAUGHT_UP_ENTRIES) >= last;
+            Follower { node: *id, matched_index, heard, ready }
+        });
+        followers.collect()
+    }
+
     pub fn status(&self, me: NodeId) -> GroupStatus {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let membership = metrics.membership_config.membership();
+        let stored = &metrics.membership_config;
+        let membership = stored.membership();
+        let changing =
+            membership.get_joint_config().len() > 1 || stored.log_id() != metrics.committed_membership_config.log_id();
         GroupStatus {
             group: self.id,
             leader: metrics.current_leader,
@@ -138,6 +187,8 @@ impl Group {
             purged_index: index_or_zero(metrics.purged.as_ref()),
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
+            changing,
+            followers: self.followers(&metrics),
             failure: metrics.running_state.as_ref().err().map(ToString::to_string),
         }
     }

@@ -30,6 +30,8 @@ pub struct Options {
     pub wal: crate::wal::WalOptions,
     /// How long a join is tried before it is given up.
     pub join_timeout: Duration,
+    /// How leads and voters are spread over the nodes.
+    pub balance: BalanceOptions,
     /// Bytes of proposals under way in one group; above it proposals are refused as overloaded.
     pub proposal_bytes_max: usize,
     pub clock: Clock,
@@ -59,6 +61,7 @@ impl Options {
             snapshots: SnapshotOptions::default(),
             wal: crate::wal::WalOptions::default(),
             join_timeout: Duration::from_secs(60),
+            balance: BalanceOptions::default(),
             proposal_bytes_max: 256 << 20,
             clock,
             rebuild: None,
@@ -97,6 +100,21 @@ impl Default for SnapshotOptions {
     }
 }
 
+#[derive(Debug, Clone, Copy)]
+pub struct BalanceOptions {
+    /// Between two looks at how leads and voters are spread; a move is made when two looks agree on it.
+    pub interval: Duration,
+    /// A group that was moved stays where it is for this long.
+    pub rest: Duration,
+}
+
+impl Default for BalanceOptions {
+    /// Slow enough that a node that comes back is not taken for an idle one, and that a move is over before the next.
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(5), rest: Duration::from_secs(30) }
+    }
+}
+
 /// What a node without data does. A node with data continues, whatever this says.
 #[derive(Debug, Clone)]
 pub enum Start {
@@ -128,8 +146,14 @@ pub trait Host: Send + Sync + 'static {
     /// The nodes as meta knows them on this node, empty before the cluster's first entry. Cheap.
     fn nodes(&self) -> Vec<record::Node>;
 
+    /// The nodes that were taken out of the cluster. Cheap.
+    fn removed_nodes(&self) -> Vec<NodeId>;
+
     /// 0 = min(3, nodes)
     fn replication_factor(&self) -> u32;
+
+    /// Artifacts that meta refers to and this node does not hold. Asked while a node is being removed.
+    fn artifacts_missing(&self) -> u64;
 
     /// Whether this node has room for writes. Asked before it leads a proposal, takes entries of a leader or receives a
     /// file. Cheap.
@@ -181,8 +205,32 @@ pub struct GroupStatus {
     pub purged_index: u64,
     pub voters: Vec<NodeId>,
     pub learners: Vec<NodeId>,
+    /// Its membership is joint, or not committed yet.
+    pub changing: bool,
+    /// The other members as the leader sees them; empty on any other node.
+    pub followers: Vec<Follower>,
     /// Why this group stopped.
     pub failure: Option<String>,
+}
+
+/// A member of a group as its leader sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Follower {
+    pub node: NodeId,
+    /// Last entry known to be in its log, 0 = none.
+    pub matched_index: u64,
+    /// It answered within an election timeout.
+    pub heard: bool,
+    /// Heard, and close enough behind to lead or to count for a quorum.
+    pub ready: bool,
+}
+
+impl GroupStatus {
+    /// The members that were heard lately and are close behind, as the leader sees them; the leader itself included.
+    pub fn ready(&self) -> impl Iterator<Item = NodeId> {
+        let others = self.followers.iter().filter(|follower| follower.ready).map(|follower| follower.node);
+        self.leader.filter(|_| self.is_leader).into_iter().chain(others)
+    }
 }
 
 /// openraft's configuration; every hazard it closes is in ADR-0002.

@@ -3,20 +3,25 @@
 //! Every request is checked first: same cluster, same protocol, and meant for this node; a node that answers on
 //! somebody else's address is found out at once. Refusals are counted.
 
+use crate::balance;
 use crate::codec;
 use crate::error::{Error, Result};
+use crate::lead::{self, Given};
+use crate::membership;
 use crate::node::Node;
 use crate::options::SnapshotOptions;
 use crate::propose::{self, Attempt};
 use crate::reads;
 use crate::snapshot::{self, Snapshot, SnapshotStore};
 use crate::types::*;
+use crate::view;
 use bytes::Bytes;
 use cairn_proto::peer::v1::{
-    BlobFrame, BlobHeader, Envelope, FetchSnapshotRequest, GetBlobRequest, JoinReply, JoinRequest, NotLeader,
-    ProposeReply, ProposeRequest, Proposed, PutBlobReply, RaftFrame, ReadIndexReply, ReadIndexRequest, SnapshotFrame,
-    SnapshotHeader, SnapshotReply, blob_frame, peer_server::Peer, propose_reply, raft_frame::Message, read_index_reply,
-    snapshot_frame,
+    BlobFrame, BlobHeader, Envelope, FetchSnapshotRequest, GetBlobRequest, GroupsReply, GroupsRequest, JoinReply,
+    JoinRequest, MoveReply, MoveVoterRequest, Moved, NotLeader, ProposeReply, ProposeRequest, Proposed, PutBlobReply,
+    RaftFrame, ReadIndexReply, ReadIndexRequest, RebalanceReply, RebalanceRequest, SnapshotFrame, SnapshotHeader,
+    SnapshotReply, TransferLeadRequest, blob_frame, move_reply, peer_server::Peer, propose_reply, raft_frame::Message,
+    read_index_reply, rebalance_reply, snapshot_frame,
 };
 use cairn_proto::{ErrorKind, PEER_PROTOCOL, record::v1 as record};
 use futures::StreamExt;
@@ -74,6 +79,12 @@ fn refusal(node: &Node, envelope: Option<&Envelope>) -> Option<Error> {
         return Some(Error::InvalidArgument(format!(
             "node {from} belongs to cluster `{}`, and this is a node of cluster `{}`",
             envelope.cluster_id, node.identity.cluster_id
+        )));
+    }
+    if node.host.removed_nodes().contains(&from) {
+        return Some(Error::InvalidArgument(format!(
+            "node {from} was removed from this cluster: move its data directory away and start it with `--join` to join \
+             as a new node"
         )));
     }
     if envelope.to != me {
@@ -192,6 +203,55 @@ impl Peer for PeerService {
             Err(_) => return Err(ErrorKind::Unavailable.status("the leader hears no quorum")),
         };
         Ok(Response::new(ReadIndexReply { result: Some(result) }))
+    }
+
+    async fn groups(&self, request: Request<GroupsRequest>) -> Result<Response<GroupsReply>, Status> {
+        let envelope = request.into_inner().envelope;
+        let from = envelope.as_ref().map_or(0, |envelope| envelope.from);
+        let reply = view::answer(&self.node, from);
+        // A node that was removed is told so; from everybody else the envelope must be right.
+        let same_cluster = envelope.as_ref().is_some_and(|it| it.cluster_id == self.node.identity.cluster_id);
+        if !(reply.removed && same_cluster) {
+            self.check(envelope.as_ref())?;
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn transfer_lead(&self, request: Request<TransferLeadRequest>) -> Result<Response<MoveReply>, Status> {
+        let request = request.into_inner();
+        self.check(request.envelope.as_ref())?;
+        let group = self.node.group(request.group).map_err(|error| error.status())?;
+        let deadline = Instant::now() + Duration::from_millis(u64::from(request.deadline_ms));
+        let given = lead::give(&self.node, group, request.to, deadline).await.map_err(|error| error.status())?;
+        let result = match given {
+            Given::By(from) => move_reply::Result::Moved(Moved { from }),
+            Given::NotLeader(leader) => move_reply::Result::NotLeader(NotLeader { leader: leader.unwrap_or_default() }),
+        };
+        Ok(Response::new(MoveReply { result: Some(result) }))
+    }
+
+    async fn move_voter(&self, request: Request<MoveVoterRequest>) -> Result<Response<MoveReply>, Status> {
+        let MoveVoterRequest { envelope, group, from, to } = request.into_inner();
+        self.check(envelope.as_ref())?;
+        let group = self.node.group(group).map_err(|error| error.status())?;
+        let moved = membership::move_voter(&self.node, group, from, to).await.map_err(|error| error.status())?;
+        let result = match moved {
+            Some(()) => move_reply::Result::Moved(Moved { from }),
+            None => move_reply::Result::NotLeader(NotLeader { leader: group.leader().unwrap_or_default() }),
+        };
+        Ok(Response::new(MoveReply { result: Some(result) }))
+    }
+
+    async fn rebalance(&self, request: Request<RebalanceRequest>) -> Result<Response<RebalanceReply>, Status> {
+        let request = request.into_inner();
+        self.check(request.envelope.as_ref())?;
+        let deadline = Instant::now() + Duration::from_millis(u64::from(request.deadline_ms));
+        let done = balance::rebalance_here(&self.node, deadline).await.map_err(|error| error.status())?;
+        let result = match done {
+            Some(done) => rebalance_reply::Result::Rebalanced(balance::message_of(&done)),
+            None => rebalance_reply::Result::NotLeader(NotLeader { leader: 0 }),
+        };
+        Ok(Response::new(RebalanceReply { result: Some(result) }))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {

@@ -2,7 +2,7 @@
 
 use crate::options::Host;
 use crate::types::*;
-use cairn_proto::record::v1::{self as record, meta_command::Change, meta_outcome::Outcome as Kind};
+use cairn_proto::record::v1::{self as record, NodeState, meta_command::Change, meta_outcome::Outcome as Kind};
 use cairn_storage::Fatal;
 use cairn_storage::replica::{Applied, Entry, Replica};
 use parking_lot::Mutex;
@@ -47,8 +47,17 @@ impl MemoryReplica {
         self.state.lock().commands.clone()
     }
 
-    fn nodes(&self) -> Vec<record::Node> {
+    fn all_nodes(&self) -> Vec<record::Node> {
         self.state.lock().nodes.iter().map(|node| record::Node::decode(node.as_slice()).unwrap()).collect()
+    }
+
+    fn nodes(&self) -> Vec<record::Node> {
+        self.all_nodes().into_iter().filter(|node| node.state() != NodeState::Removed).collect()
+    }
+
+    fn removed(&self) -> Vec<NodeId> {
+        let removed = self.all_nodes().into_iter().filter(|node| node.state() == NodeState::Removed);
+        removed.map(|node| node.id).collect()
     }
 }
 
@@ -73,7 +82,7 @@ impl State {
             Some(Change::AddNode(add)) => {
                 let mut nodes: Vec<record::Node> =
                     self.nodes.iter().map(|node| record::Node::decode(node.as_slice()).unwrap()).collect();
-                if nodes.iter().any(|node| node.name == add.name) {
+                if nodes.iter().any(|node| node.name == add.name && node.state() != NodeState::Removed) {
                     let message = format!("node `{}` is already in the cluster", add.name);
                     Kind::Refused(record::Refusal { kind: "already_exists".into(), message })
                 } else {
@@ -90,6 +99,16 @@ impl State {
                     if node.id == update.id {
                         node.peer_address = update.peer_address.clone();
                         node.client_address = update.client_address.clone();
+                        *bytes = node.encode_to_vec();
+                    }
+                }
+                done
+            }
+            Some(Change::ChangeNodeState(ask)) => {
+                for bytes in &mut self.nodes {
+                    let mut node = record::Node::decode(bytes.as_slice()).unwrap();
+                    if node.id == ask.id && node.state() != NodeState::Removed {
+                        (node.state, node.forced) = (ask.state, ask.forced);
                         *bytes = node.encode_to_vec();
                     }
                 }
@@ -182,7 +201,15 @@ impl Host for TestHost {
         self.0.lock().get(&0).map(|meta| meta.nodes()).unwrap_or_default()
     }
 
+    fn removed_nodes(&self) -> Vec<NodeId> {
+        self.0.lock().get(&0).map(|meta| meta.removed()).unwrap_or_default()
+    }
+
     fn replication_factor(&self) -> u32 {
+        0
+    }
+
+    fn artifacts_missing(&self) -> u64 {
         0
     }
 

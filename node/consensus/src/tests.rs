@@ -26,6 +26,8 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
+mod members;
+
 /// openraft's own conformance suite, on our log and state machine.
 #[test]
 fn stores_conform() {
@@ -57,6 +59,8 @@ struct TestNode {
 }
 
 const SHARDS: u32 = 2;
+/// Leads stay where a test puts them, unless it is about that.
+const STILL: BalanceOptions = BalanceOptions { interval: Duration::from_secs(3600), rest: Duration::from_secs(3600) };
 
 fn options(dir: &Path, name: &str, listener: TcpListener) -> Options {
     let address = listener.local_addr().unwrap().to_string();
@@ -66,6 +70,7 @@ fn options(dir: &Path, name: &str, listener: TcpListener) -> Options {
         snapshots: SnapshotOptions { every_entries: 40, keep_entries: 4, bytes_per_second: 0 },
         wal: WalOptions { segment_bytes: 64 << 10, ..WalOptions::default() },
         join_timeout: Duration::from_secs(20),
+        balance: STILL,
         ..Options::new(dir.to_owned(), name.into(), listener, || 1_000_000)
     }
 }
@@ -76,18 +81,27 @@ async fn start(
     listener: TcpListener,
     start: Start,
 ) -> Result<(Arc<TestHost>, Arc<Cluster>), Error> {
+    start_with(options(dir, name, listener), start).await
+}
+
+async fn start_with(options: Options, start: Start) -> Result<(Arc<TestHost>, Arc<Cluster>), Error> {
     let host = Arc::new(TestHost::default());
     let blobs = Arc::new(MemoryBlobs::default());
-    let cluster = Cluster::start(options(dir, name, listener), start, host.clone(), blobs).await?;
+    let cluster = Cluster::start(options, start, host.clone(), blobs).await?;
     Ok((host, cluster))
 }
 
 impl TestNode {
     async fn start(name: &'static str, how: Start) -> Self {
+        Self::start_balanced(name, how, STILL).await
+    }
+
+    async fn start_balanced(name: &'static str, how: Start, balance: BalanceOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (host, cluster) = start(dir.path(), name, listener, how).await.unwrap();
+        let options = Options { balance, ..options(dir.path(), name, listener) };
+        let (host, cluster) = start_with(options, how).await.unwrap();
         Self { name, dir, address, host, cluster }
     }
 
