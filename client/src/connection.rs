@@ -105,7 +105,7 @@ impl Client {
     /// # Errors
     /// `Unavailable` when no node can be reached.
     pub async fn status(&self) -> Result<api::StatusReply> {
-        self.call(Repeat::Harmless, api::StatusRequest {}, |channel, request| async move {
+        self.call(Repeat::Harmless, api::StatusRequest::default(), |channel, request| async move {
             limited!(ClusterClient, channel).status(request).await
         })
         .await

@@ -68,8 +68,51 @@ pub enum Command {
     Model(ModelCommand),
     /// Show what something was made from, or what was made from it.
     Lineage(LineageArgs),
-    /// Show the nodes of the cluster and its Raft groups.
+    /// Show the nodes of the cluster and its Raft groups, as one node sees them.
     Status,
+    /// Nodes and groups: show them all, move leads, drain and remove nodes.
+    #[command(subcommand, after_help = ADD_A_NODE)]
+    Cluster(ClusterCommand),
+}
+
+const ADD_A_NODE: &str = "\
+To add a node, start it: `cairnd --join HOST:PEERPORT` with the peer address of any node and an empty data directory.
+It learns every group, and votes where a group has fewer voters than the replication factor.";
+
+/// A node is named by its name or its id.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Ask every node: who is up, who leads, and how far each replica is.
+    Status,
+    /// Make a node the leader of a group (0 = meta); waits until it leads.
+    TransferLeader {
+        group: u32,
+        // Not `node`: that is the id of the global option.
+        #[arg(id = "member", value_name = "NODE")]
+        node: String,
+    },
+    /// Move every lead away from a node and give it none, for instance before it is restarted. Waits until it leads nothing.
+    Drain {
+        #[arg(id = "member", value_name = "NODE")]
+        node: String,
+        /// Let it lead again; also gives up a removal that is not finished.
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Take a node out of the cluster for good; waits until it is out. A learner that has caught up votes in its place.
+    ///
+    /// Its id is never used again: to bring the machine back, empty its data directory and let it join as a new node.
+    #[command(after_help = ADD_A_NODE)]
+    Remove {
+        #[arg(id = "member", value_name = "NODE")]
+        node: String,
+        /// Also where a group would be left without a quorum that is up. Such a group takes no writes until it has one.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Spread leads and voters evenly over the active nodes, now, and show what was moved. The cluster does so by itself,
+    /// slowly.
+    Rebalance,
 }
 
 #[derive(Debug, clap::Args)]

@@ -21,6 +21,11 @@ impl Failure {
         Self { kind: ErrorKind::InvalidArgument, message: message.into(), hint: None }
     }
 
+    /// Something that takes longer than this program waits for it.
+    pub fn waited(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Timeout, message: message.into(), hint: None }
+    }
+
     /// Replaces the general hint by one that fits the command.
     pub fn hint_when(mut self, kind: ErrorKind, hint: impl Into<String>) -> Self {
         if self.kind == kind {

@@ -7,6 +7,7 @@
 //! names do not change within a major version.
 
 pub mod args;
+mod cluster;
 mod definitions;
 mod failure;
 mod ingest;
@@ -35,6 +36,7 @@ pub async fn run(args: Args) -> Outcome {
         Command::Model(command) => model::run(&session, command).await,
         Command::Lineage(args) => lineage::lineage(&session, &args).await,
         Command::Status => status::status(&session).await,
+        Command::Cluster(command) => cluster::run(&session, command).await,
     }
 }
 

@@ -57,6 +57,7 @@ fn json(status: &api::StatusReply) -> Value {
             "client_address": node.client_address,
             "peer_address": node.peer_address,
             "self": node.self_,
+            "state": node.state,
         })
     };
     let group = |group: &api::GroupStatus| {
@@ -70,6 +71,7 @@ fn json(status: &api::StatusReply) -> Value {
             "snapshot_index": group.snapshot_index,
             "voters": group.voters,
             "learners": group.learners,
+            "changing": group.changing,
         })
     };
     json!({
@@ -96,6 +98,7 @@ mod tests {
             peer_address: format!("10.0.0.{id}:7701"),
             client_address: format!("10.0.0.{id}:7700"),
             self_: asked,
+            ..api::NodeStatus::default()
         };
         let group = |group: u32, leader: u64| api::GroupStatus {
             group,
@@ -108,6 +111,7 @@ mod tests {
             learners: vec![],
             snapshot_index: 0,
             purged_index: 0,
+            ..api::GroupStatus::default()
         };
         let status = api::StatusReply {
             cluster_id: "c-1".into(),
