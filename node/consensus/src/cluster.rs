@@ -416,12 +416,13 @@ async fn open_group(parts: &Parts, id: GroupId, host: Arc<dyn Host>) -> Result<O
     let log = LogStore::new(parts.wal.clone(), id);
     // Committed entries are applied again here, which reads tables.
     let damaged = replica.clone();
-    let raft = openraft::Raft::new(parts.me, parts.config.clone(), network, log, machine)
-        .await
-        .map_err(|fatal| match damaged.damage() {
-            Some(damage) => Error::Corrupt(rebuild::advice(id, &damage)),
-            None => Error::Internal(format!("group {id} does not start: {fatal}")),
-        })?;
+    let raft =
+        openraft::Raft::new(parts.me, parts.config.clone(), network, log, machine).await.map_err(
+            |fatal| match damaged.damage() {
+                Some(damage) => Error::Corrupt(rebuild::advice(id, &damage)),
+                None => Error::Internal(format!("group {id} does not start: {fatal}")),
+            },
+        )?;
     for (peer, node) in raft.metrics().borrow_watched().membership_config.nodes() {
         if *peer != parts.me {
             parts.peers.book.suggest(*peer, &node.address);
