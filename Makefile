@@ -56,6 +56,21 @@ bench: build ## Every published number of this machine; Redis beside it where it
 jepsen: build ## kill -9 of real processes, long form: KILLS=500
 	$(BIN)/cairn-jepsen --cairnd $(BIN)/cairnd --kills $(or $(KILLS),500) $(ARGS)
 
+.PHONY: sim
+sim: tools ## Simulated clusters under faults: SEEDS=2000 of them, or one again with its last events: SEED=7
+	@if [ -n "$(SEED)" ]; then \
+	    CAIRN_SIM_SEED=$(SEED) cargo nextest run --build-jobs $(JOBS) --locked --workspace --no-capture \
+	        -E 'package(cairn-consensus) & test(=sim::tests::one_run)'; \
+	else \
+	    CAIRN_SIM_SEEDS=$(or $(SEEDS),2000) cargo nextest run --build-jobs $(JOBS) --locked --workspace --profile sim \
+	        -E 'package(cairn-consensus) & test(/^sim::tests::(search|seeds)/)'; \
+	fi
+
+.PHONY: sim-selftest
+sim-selftest: tools ## Mistakes made on purpose, each found by the simulation and by which invariant
+	cargo nextest run --build-jobs $(JOBS) --locked --workspace --profile sim \
+	    -E 'package(cairn-consensus) & test(/^sim::tests::selftest/)'
+
 .PHONY: clean
 clean: ## Removes build outputs of this checkout (an outside target directory stays)
 	rm -rf target $(VENV)

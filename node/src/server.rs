@@ -121,6 +121,7 @@ async fn start(
             ..SnapshotOptions::default()
         },
         wal: Default::default(),
+        log_files: Arc::new(cairn_consensus::wal::RealFiles),
         join_timeout: config.join_timeout,
         balance: Default::default(),
         proposal_bytes_max: 256 << 20,

@@ -7,6 +7,7 @@ use crate::identity::{DataDir, Identity};
 use crate::lead;
 use crate::link::Peers;
 use crate::log_store::LogStore;
+use crate::machine;
 use crate::membership;
 use crate::network::Network;
 use crate::node::{Group, Node};
@@ -21,7 +22,7 @@ use crate::state_machine::StateMachine;
 use crate::transfer;
 use crate::types::*;
 use crate::view::{self, ClusterView};
-use crate::wal::{RealFiles, Wal};
+use crate::wal::Wal;
 use bytes::Bytes;
 use cairn_proto::MESSAGE_BYTES_MAX;
 use cairn_proto::peer::v1::peer_server::PeerServer;
@@ -38,7 +39,6 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 const MESSAGE_SLACK: usize = 1 << 20;
 const WINDOW_BYTES: u32 = 8 << 20;
@@ -84,7 +84,7 @@ impl Cluster {
             blocking(move || Ok(host.check_replica(group, &dir)?)).await?;
         }
         // The log is there before the identity, so an identity without a log is one that lost it.
-        let wal = open_wal(data_dir.path().join("wal"), options.wal.clone()).await?;
+        let wal = open_wal(&options).await?;
         if wal.created() && known_before.is_some() {
             return Err(Error::Corrupt(format!(
                 "the log of data directory {} is gone, and with it this node's votes: move the directory away and \
@@ -314,8 +314,18 @@ impl Cluster {
         }
         self.node.peers.close();
         let wal = self.wal.clone();
-        let _ = tokio::task::spawn_blocking(move || wal.close()).await;
+        let _ = machine::blocking(move || wal.close()).await;
         *self.node.data_dir.lock() = None;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    #[cfg(test)]
+    pub(crate) fn wal(&self) -> &Wal {
+        &self.wal
     }
 
     async fn hand_over(&self) {
@@ -349,10 +359,15 @@ fn successor(group: &Group, me: NodeId) -> Option<NodeId> {
     voters.into_iter().max_by_key(|id| matched.get(id).cloned().flatten())
 }
 
-async fn open_wal(dir: std::path::PathBuf, options: crate::wal::WalOptions) -> Result<Arc<Wal>> {
-    let open = move || Wal::open(&dir, options, Arc::new(RealFiles));
-    let opened = tokio::task::spawn_blocking(open).await.map_err(stopped)?;
-    opened.map_err(|error| Error::Refused { kind: error.kind(), message: error.to_string() })
+async fn open_wal(options: &Options) -> Result<Arc<Wal>> {
+    let (dir, files) = (options.data_dir.join("wal"), options.log_files.clone());
+    let options = options.wal.clone();
+    let open = move || Wal::open(&dir, options, files);
+    let opened = machine::blocking(open).await.map_err(stopped)?;
+    let wal = opened.map_err(|error| Error::Refused { kind: error.kind(), message: error.to_string() })?;
+    #[cfg(test)]
+    crate::sim::disk::write_behind(&wal);
+    Ok(wal)
 }
 
 /// What all groups of a node are made from.
@@ -441,9 +456,8 @@ fn serve(
     snapshots: BTreeMap<GroupId, Arc<SnapshotStore>>,
     tasks: &mut JoinSet<()>,
 ) -> Result<()> {
-    let listening = listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));
-    let listener = listening.map_err(Error::io("cannot listen on the peer port"))?;
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = machine::incoming(listener, &node.peer_address);
+    let incoming = incoming.map_err(Error::io("cannot listen on the peer port"))?;
     let limit = MESSAGE_BYTES_MAX + MESSAGE_SLACK;
     let service = PeerServer::new(PeerService { node: node.clone(), snapshots })
         .max_decoding_message_size(limit)
@@ -545,7 +559,7 @@ async fn purge_pinned(node: Arc<Node>, wal: Arc<Wal>) {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(stopped)?
+    machine::blocking(work).await.map_err(stopped)?
 }
 
 fn stopped(error: tokio::task::JoinError) -> Error {

@@ -7,13 +7,14 @@
 //! - `identity`: who a data directory is; `founding`: starting and joining a cluster
 //! - [`wal`]: the one durable log of all groups; `log_store`: a group's share of it for openraft
 //! - `state_machine`: a storage `Replica` for openraft; `snapshot`: checkpoints, sent and received
+//! - `machine`: what a node takes from the machine under it; a simulated one for tests
 //! - `link`: connections to peers; `network`: openraft's calls on them; `server`: the peer port
 //! - `node`: a node's groups; `propose`: writes from any node; `reads`: fresh reads on any replica
 //! - `view`: all groups as all nodes see them; `membership`: brings every group to the nodes meta names
 //! - `lead`, `balance`: who leads, moved on demand; leads and voters spread evenly
 //! - `standing`: a node that was removed finds out; `transfer`: artifacts between nodes
 //!
-//! Always true (story tests in `tests`):
+//! Always true (story tests in `tests`, simulated in `sim`):
 //! - C1 a proposal answered with an index is applied on a quorum's log, durable there, and survives any restart
 //! - C2 a command is sent twice only if nobody accepted it before or its state machine deduplicates it
 //! - C3 a linearizable read shows every write acknowledged before it began, on whatever node it is made
@@ -32,6 +33,7 @@ mod identity;
 mod lead;
 mod link;
 mod log_store;
+mod machine;
 mod membership;
 mod network;
 mod node;
@@ -48,6 +50,8 @@ mod types;
 mod view;
 pub mod wal;
 
+#[cfg(test)]
+mod sim;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! unreachable, and who made it decides.
 
 use crate::error::{Error, Result};
+use crate::machine;
 use crate::types::*;
 use cairn_proto::peer::v1::{Envelope, RaftFrame, peer_client::PeerClient, raft_frame::Message};
 use cairn_proto::{MESSAGE_BYTES_MAX, PEER_PROTOCOL};
@@ -84,7 +85,7 @@ pub async fn connect(address: &str) -> Result<PeerClient<Channel>> {
         Error::Unavailable(format!("cannot connect to {address}: {deepest}"))
     };
     // The connect timeout of the endpoint covers TCP only.
-    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect());
+    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, machine::connect(&endpoint));
     let channel = connecting
         .await
         .map_err(|_| Error::Unavailable(format!("cannot connect to {address}: no answer in {CONNECT_TIMEOUT:?}")))?

@@ -5,6 +5,9 @@
 //! record: losing the newest ones only means fewer entries applied before the leader is heard again.
 
 use crate::codec;
+use crate::machine;
+#[cfg(test)]
+use crate::sim::bugs::{Bug, seeded};
 use crate::types::*;
 use crate::wal::Wal;
 use bytes::Bytes;
@@ -55,7 +58,7 @@ impl LogStore {
             self.wal.read(self.group, range, bytes_max)
         } else {
             let (wal, group) = (self.wal.clone(), self.group);
-            let read = tokio::task::spawn_blocking(move || wal.read(group, range, bytes_max));
+            let read = machine::blocking(move || wal.read(group, range, bytes_max));
             read.await.map_err(io::Error::other)?
         };
         let entries = found.map_err(io::Error::from)?.into_iter();
@@ -119,6 +122,10 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        #[cfg(test)]
+        if seeded(Bug::ForgetVote) {
+            return Ok(None);
+        }
         let vote = self.wal.group(self.group).vote;
         Ok(vote.map(|bytes| codec::decode_vote(bytes.into())).transpose()?)
     }
@@ -169,6 +176,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         if let (Some((first, _)), Some((last, _))) = (entries.first(), entries.last()) {
             self.seen.first.fetch_min(*first, Ordering::Relaxed);
             self.seen.last.store(*last, Ordering::Relaxed);
+        }
+        #[cfg(test)]
+        if seeded(Bug::AckBeforeSync) {
+            callback.io_completed(Ok(()));
+            self.wal.append(self.group, entries, Box::new(|_| ()));
+            return Ok(());
         }
         self.wal.append(self.group, entries, Box::new(move |result| callback.io_completed(result)));
         Ok(())

@@ -129,7 +129,13 @@ impl Group {
         let mut metrics = self.raft.server_metrics();
         // A fresh receiver takes the value it starts with for a change.
         metrics.borrow_and_update();
-        let _ = tokio::time::timeout(pause, metrics.changed()).await;
+        let change = async {
+            if metrics.changed().await.is_err() {
+                // The core has ended. Who waits in a loop must not spin on that.
+                std::future::pending::<()>().await;
+            }
+        };
+        let _ = tokio::time::timeout(pause, change).await;
     }
 
     /// Returns when entry `index` is applied here.

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::types::{GroupId, NodeId};
+use crate::wal::{Files, RealFiles};
 use bytes::Bytes;
 use cairn_proto::record::v1 as record;
 use cairn_storage::replica::Replica;
@@ -28,6 +29,8 @@ pub struct Options {
     pub timers: Timers,
     pub snapshots: SnapshotOptions,
     pub wal: crate::wal::WalOptions,
+    /// The file system that the log is on; nothing else goes through it.
+    pub log_files: Arc<dyn Files>,
     /// How long a join is tried before it is given up.
     pub join_timeout: Duration,
     /// How leads and voters are spread over the nodes.
@@ -60,6 +63,7 @@ impl Options {
             timers: Timers::default(),
             snapshots: SnapshotOptions::default(),
             wal: crate::wal::WalOptions::default(),
+            log_files: Arc::new(RealFiles),
             join_timeout: Duration::from_secs(60),
             balance: BalanceOptions::default(),
             proposal_bytes_max: 256 << 20,

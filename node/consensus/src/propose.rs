@@ -71,7 +71,7 @@ pub(crate) async fn propose(
             }
             Attempt::NotLeader(_) => {}
             Attempt::NotSent(reason) => why = reason,
-            Attempt::Unknown(reason) if idempotent => {
+            Attempt::Unknown(reason) if may_repeat(idempotent) => {
                 maybe_accepted = true;
                 why = reason;
             }
@@ -87,6 +87,15 @@ pub(crate) async fn propose(
     }
     let message = format!("group {} took no proposal in time: {why}", group.id);
     Err(if maybe_accepted { Error::Timeout(message) } else { Error::Unavailable(message) })
+}
+
+/// Whether what may have been accepted is sent again.
+fn may_repeat(idempotent: bool) -> bool {
+    #[cfg(test)]
+    if crate::sim::bugs::seeded(crate::sim::bugs::Bug::RetryUnknown) {
+        return true;
+    }
+    idempotent
 }
 
 /// An error after a possible acceptance does not mean that nothing happened.

@@ -10,9 +10,13 @@
 use crate::error::{Error, Result};
 use crate::node::{Group, Node};
 use crate::propose::definite_refusal;
+#[cfg(test)]
+use crate::sim::bugs::{Bug, seeded};
 use crate::types::*;
 use cairn_proto::peer::v1::{ReadIndexRequest, read_index_reply};
 use openraft::ReadPolicy;
+#[cfg(test)]
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{LinearizableReadError, RaftError};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -174,6 +178,12 @@ async fn ask(node: &Node, group: &Group, attempt: usize) -> Result<u64, String> 
 
 /// The read index of a leading node, or who leads instead.
 pub(crate) async fn read_index_here(group: &Group) -> Result<Result<u64, Option<NodeId>>, String> {
+    #[cfg(test)]
+    if seeded(Bug::ReadWithoutQuorum)
+        && group.raft.server_metrics().borrow_watched().state == openraft::ServerState::Leader
+    {
+        return Ok(Ok(*group.applied.borrow()));
+    }
     match group.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
         Ok(linearizer) => Ok(Ok(index_of(linearizer.read_log_id().log_id()))),
         Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => Ok(Err(forward.leader_id)),

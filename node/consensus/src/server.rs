@@ -8,11 +8,12 @@ use crate::codec;
 use crate::error::{Error, Result};
 use crate::lead::{self, Given};
 use crate::membership;
+use crate::machine;
 use crate::node::Node;
 use crate::options::SnapshotOptions;
 use crate::propose::{self, Attempt};
 use crate::reads;
-use crate::snapshot::{self, Snapshot, SnapshotStore};
+use crate::snapshot::{self, Snapshot, SnapshotDir, SnapshotStore};
 use crate::types::*;
 use crate::view;
 use bytes::Bytes;
@@ -124,24 +125,7 @@ impl Peer for PeerService {
             return Err(ErrorKind::Internal.status("a group has no place for snapshots"));
         };
 
-        let (pieces, mut arrived) = mpsc::channel::<SnapshotFrame>(FRAMES_MAX);
-        let files = header.files;
-        let writing = tokio::task::spawn_blocking(move || {
-            let mut incoming = store.receive(files)?;
-            while let Some(frame) = arrived.blocking_recv() {
-                incoming.accept(frame)?;
-            }
-            incoming.finish()
-        });
-        let broken = forward(&mut frames, &pieces).await.err();
-        drop(pieces);
-        // The writer's own error says more than the transfer it cut short.
-        let written = writing.await.map_err(|error| ErrorKind::Internal.status(error.to_string()))?;
-        let snapshot = match (written, broken) {
-            (Ok(_), Some(broken)) => return Err(broken),
-            (Err(error), _) => return Err(error.status()),
-            (Ok(snapshot), None) => snapshot,
-        };
+        let snapshot = receive_snapshot(store, header.files, &mut frames).await?;
         let installed = group.raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await;
         let response = installed.map_err(|fatal| ErrorKind::Unavailable.status(fatal.to_string()))?;
         Ok(Response::new(SnapshotReply { vote: codec::encode_vote(&response.vote) }))
@@ -161,7 +145,7 @@ impl Peer for PeerService {
         let deadline = Instant::now() + FETCH_TIMEOUT;
         reads::linearizable(&self.node, &group, deadline).await.map_err(|error| error.status())?;
         let replica = group.replica.clone();
-        let built = tokio::task::spawn_blocking(move || store.build(replica.as_ref())).await;
+        let built = machine::blocking(move || store.build(replica.as_ref())).await;
         let built = built.map_err(|error| ErrorKind::Internal.status(error.to_string()))?;
         let built = built.map_err(|error| error.status())?;
         let meta = codec::encode_meta(&built.meta);
@@ -334,13 +318,20 @@ async fn next_frame<T>(frames: &mut Streaming<T>) -> Result<Option<T>, Status> {
     tokio::time::timeout(TRANSFER_PAUSE_MAX, frames.message()).await.map_err(late)?
 }
 
-async fn forward(frames: &mut Streaming<SnapshotFrame>, pieces: &mpsc::Sender<SnapshotFrame>) -> Result<(), Status> {
+/// Takes a snapshot's files, frame by frame; while one is written, the connection's window fills with the next.
+async fn receive_snapshot(
+    store: Arc<SnapshotStore>,
+    files: u32,
+    frames: &mut Streaming<SnapshotFrame>,
+) -> Result<SnapshotDir, Status> {
+    let panicked = |error: tokio::task::JoinError| ErrorKind::Internal.status(error.to_string());
+    let refused = |error: Error| error.status();
+    let mut incoming = machine::blocking(move || store.receive(files)).await.map_err(panicked)?.map_err(refused)?;
     while let Some(frame) = next_frame(frames).await? {
-        if pieces.send(frame).await.is_err() {
-            break;
-        }
+        let accept = move || incoming.accept(frame).map(|()| incoming);
+        incoming = machine::blocking(accept).await.map_err(panicked)?.map_err(refused)?;
     }
-    Ok(())
+    machine::blocking(move || incoming.finish()).await.map_err(panicked)?.map_err(refused)
 }
 
 /// Answers the frames of one stream until it ends, breaks, or the node stops.
@@ -394,8 +385,14 @@ async fn answer_message(node: &Node, frame: RaftFrame) -> Result<Message, String
         }
         Some(Message::Vote(bytes)) => {
             let (request, pre_vote) = codec::decode_vote_request(bytes).map_err(|error| error.to_string())?;
+            #[cfg(test)]
+            let asked = request.vote;
             let reply = if pre_vote { raft.pre_vote(request).await } else { raft.vote(request).await };
             let reply = reply.map_err(|error| error.to_string())?;
+            #[cfg(test)]
+            if !pre_vote {
+                crate::sim::history::voted(node.me(), group.id, &asked, &reply);
+            }
             Ok(Message::VoteReply(codec::encode_vote_reply(&reply)))
         }
         Some(Message::TransferLeader(bytes)) => {
@@ -409,6 +406,11 @@ async fn answer_message(node: &Node, frame: RaftFrame) -> Result<Message, String
 
 /// Adds a node to the cluster; a retry with the same request id gets the first answer.
 async fn join(node: &Node, request: JoinRequest) -> Result<JoinReply> {
+    // Before the cluster's first entry a join would be refused, and the refusal remembered for its request id.
+    if node.host.nodes().is_empty() {
+        let me = node.me();
+        return Err(Error::Unavailable(format!("node {me} does not know the cluster's nodes yet; try again")));
+    }
     let command = record::MetaCommand {
         version: crate::META_COMMAND_VERSION,
         proposed_at_us: (node.clock)(),

@@ -11,6 +11,7 @@
 
 use crate::codec;
 use crate::error::{Error, Result};
+use crate::machine;
 use crate::types::*;
 use bytes::Bytes;
 use cairn_proto::peer::v1::{SnapshotFile, SnapshotFrame, SnapshotHeader, snapshot_frame::Part};
@@ -22,7 +23,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -252,57 +252,74 @@ fn sync_dir(path: &Path) -> std::io::Result<()> {
 
 // ---------------------------------------------------------------- sending
 
-/// Reads `dir` into frames on a thread of its own, at most `bytes_per_second` of them (0 = no limit).
+/// Reads `dir` into frames beside everything else, at most `bytes_per_second` of them (0 = no limit).
 ///
 /// The stream ends early when reading fails; the receiver then misses files and refuses the whole.
 pub fn send(dir: SnapshotDir, header: SnapshotHeader, bytes_per_second: u64) -> mpsc::Receiver<SnapshotFrame> {
     let (frames, receiver) = mpsc::channel(4);
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = send_files(&dir, header, bytes_per_second, &frames) {
+    tokio::spawn(async move {
+        if let Err(error) = send_files(&dir, header, bytes_per_second, &frames).await {
             tracing::warn!(dir = %dir.0.root.display(), %error, "a snapshot transfer stopped");
         }
     });
     receiver
 }
 
-fn send_files(
+async fn send_files(
     dir: &SnapshotDir,
     mut header: SnapshotHeader,
     bytes_per_second: u64,
     frames: &mpsc::Sender<SnapshotFrame>,
 ) -> std::io::Result<()> {
-    let gone = |_| std::io::Error::other("the receiver went away");
-    let send = |part| frames.blocking_send(SnapshotFrame { part: Some(part) }).map_err(gone);
-    let mut paths = fs::read_dir(dir.data())?.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>()?;
-    paths.sort();
+    let data = dir.data();
+    let paths = machine::blocking(move || list(&data)).await??;
     header.files = u32::try_from(paths.len()).map_err(std::io::Error::other)?;
-    send(Part::Header(header))?;
-    let runtime = Handle::current();
+    push(frames, Part::Header(header)).await?;
     let started = Instant::now();
     let mut sent = 0u64;
     for path in paths {
         let name = path.file_name().and_then(|name| name.to_str());
         let name = name.ok_or_else(|| std::io::Error::other("a file name is not UTF-8"))?.to_owned();
-        let mut hasher = blake3::Hasher::new();
-        let size = std::io::copy(&mut File::open(&path)?, &mut hasher)?;
-        let blake3 = Bytes::copy_from_slice(hasher.finalize().as_bytes());
-        send(Part::File(SnapshotFile { name, size, blake3 }))?;
-        let mut file = File::open(&path)?;
+        let (mut file, size, blake3) = machine::blocking(move || open_hashed(&path)).await??;
+        push(frames, Part::File(SnapshotFile { name, size, blake3 })).await?;
         let mut left = size;
         while left > 0 {
             let length = usize::try_from(left).unwrap_or(usize::MAX).min(FRAME_BYTES_MAX);
-            let mut piece = vec![0; length];
-            file.read_exact(&mut piece)?;
-            send(Part::Data(piece.into()))?;
+            let read = move || {
+                let mut piece = vec![0; length];
+                file.read_exact(&mut piece).map(|()| (file, piece))
+            };
+            let piece;
+            (file, piece) = machine::blocking(read).await??;
+            push(frames, Part::Data(piece.into())).await?;
             left -= length as u64;
             sent += length as u64;
             if bytes_per_second > 0 {
                 let due = started + Duration::from_secs_f64(sent as f64 / bytes_per_second as f64);
-                runtime.block_on(tokio::time::sleep_until(due));
+                tokio::time::sleep_until(due).await;
             }
         }
     }
     Ok(())
+}
+
+async fn push(frames: &mpsc::Sender<SnapshotFrame>, part: Part) -> std::io::Result<()> {
+    let gone = |_| std::io::Error::other("the receiver went away");
+    frames.send(SnapshotFrame { part: Some(part) }).await.map_err(gone)
+}
+
+/// The files of a checkpoint, in order of their names.
+fn list(data: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut paths = fs::read_dir(data)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// A file at its start, its length and its BLAKE3.
+fn open_hashed(path: &Path) -> std::io::Result<(File, u64, Bytes)> {
+    let mut hasher = blake3::Hasher::new();
+    let size = std::io::copy(&mut File::open(path)?, &mut hasher)?;
+    Ok((File::open(path)?, size, Bytes::copy_from_slice(hasher.finalize().as_bytes())))
 }
 
 // ---------------------------------------------------------------- receiving

@@ -5,6 +5,7 @@
 //! after that write. A `Fatal` from the replica stops the group.
 
 use crate::codec;
+use crate::machine;
 use crate::snapshot::{Snapshot, SnapshotDir, SnapshotStore};
 use crate::types::*;
 use bytes::Bytes;
@@ -157,5 +158,5 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    machine::blocking(work).await.map_err(io::Error::other)?
 }

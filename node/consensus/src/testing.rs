@@ -38,7 +38,7 @@ fn fatal(error: impl std::fmt::Display) -> Fatal {
 }
 
 impl MemoryReplica {
-    fn open(dir: &Path, meta: bool) -> Self {
+    pub fn open(dir: &Path, meta: bool) -> Self {
         let state = fs::read(dir.join(FILE)).ok().map(|bytes| serde_json::from_slice(&bytes).unwrap());
         Self { dir: Some(dir.to_owned()), meta, state: Mutex::new(state.unwrap_or_default()) }
     }
@@ -51,7 +51,7 @@ impl MemoryReplica {
         self.state.lock().nodes.iter().map(|node| record::Node::decode(node.as_slice()).unwrap()).collect()
     }
 
-    fn nodes(&self) -> Vec<record::Node> {
+    pub fn nodes(&self) -> Vec<record::Node> {
         self.all_nodes().into_iter().filter(|node| node.state() != NodeState::Removed).collect()
     }
 
@@ -78,6 +78,10 @@ impl State {
                 self.cluster = cluster.encode_to_vec();
                 self.nodes = vec![init.first_node.unwrap().encode_to_vec()];
                 done
+            }
+            Some(Change::AddNode(_)) if self.cluster.is_empty() => {
+                let message = "the cluster is not made yet; try again".into();
+                Kind::Refused(record::Refusal { kind: "conflict".into(), message })
             }
             Some(Change::AddNode(add)) => {
                 let mut nodes: Vec<record::Node> =

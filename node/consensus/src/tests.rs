@@ -353,6 +353,16 @@ async fn a_command_that_cannot_be_applied_stops_the_node_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_has_ended_is_not_waited_for_hotly() {
+    let one = TestNode::first().await;
+    one.cluster.shutdown().await;
+    let group = one.cluster.node().group(1).unwrap();
+    let began = Instant::now();
+    group.changed(Duration::from_millis(50)).await;
+    assert!(began.elapsed() >= Duration::from_millis(50), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_and_unknown_groups_are_named() {
     let one = TestNode::first().await;
     let big = Bytes::from(vec![0; crate::COMMAND_BYTES_MAX + 1]);

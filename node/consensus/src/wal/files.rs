@@ -23,7 +23,7 @@ pub trait File: Send + Sync {
 }
 
 /// A file system, or a stand-in for one.
-pub trait Files: Send + Sync {
+pub trait Files: std::fmt::Debug + Send + Sync {
     /// Makes the directory and its parents, durably.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// Keeps other processes out until the returned guard is dropped; `None` if another one holds it.

@@ -21,6 +21,12 @@ pub struct MemFiles {
     disk: Arc<Mutex<Disk>>,
 }
 
+impl std::fmt::Debug for MemFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemFiles").field("changes", &self.changes()).finish_non_exhaustive()
+    }
+}
+
 #[derive(Default)]
 struct Disk {
     /// Counts restarts: handles of an earlier life fail.
