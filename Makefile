@@ -53,8 +53,14 @@ bench: build ## Every published number of this machine; Redis beside it where it
 	$(BIN)/cairn-bench --cairnd $(BIN)/cairnd $(ARGS)
 
 .PHONY: jepsen
-jepsen: build ## kill -9 of real processes, long form: KILLS=500
-	$(BIN)/cairn-jepsen --cairnd $(BIN)/cairnd --kills $(or $(KILLS),500) $(ARGS)
+jepsen: build ## Mixed faults on five real processes, a verdict on each promise: MINUTES=5 SEED=1; KILLS=500 for kill -9 alone
+	$(BIN)/cairn-jepsen --cairnd $(BIN)/cairnd --seed $(or $(SEED),1) \
+	  $(if $(KILLS),--kills $(KILLS),--minutes $(or $(MINUTES),5)) $(ARGS)
+
+.PHONY: jepsen-selftest
+jepsen-selftest: build ## The harness must be able to fail: each seeded bug, what caught it, after how many seconds
+	cargo build -j$(JOBS) --locked -p cairn-node --features seeded-bugs --target-dir $(CARGO_TARGET_DIR)/seeded-bugs
+	$(BIN)/cairn-jepsen --cairnd $(CARGO_TARGET_DIR)/seeded-bugs/debug/cairnd --self-test --nodes 3 $(ARGS)
 
 .PHONY: sim
 sim: tools ## Simulated clusters under faults: SEEDS=2000 of them, or one again with its last events: SEED=7

@@ -32,7 +32,20 @@ pub struct LocalNode {
     pub address: String,
     /// HOST:PORT for peers.
     pub peer_address: String,
+    /// Arguments of this node alone.
+    extra: Vec<String>,
     process: Option<Child>,
+}
+
+/// Where one more node shall be.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// HOST:PORT for clients.
+    pub address: String,
+    /// HOST:PORT for peers.
+    pub peer_address: String,
+    /// Arguments of this node alone, beside those of all.
+    pub extra: Vec<String>,
 }
 
 impl LocalCluster {
@@ -62,11 +75,18 @@ impl LocalCluster {
     /// # Errors
     /// As [`Self::start`].
     pub async fn add(&mut self) -> Result<()> {
-        let number = self.nodes.len() + 1;
         let [address, peer_address] = free_addresses()?;
-        self.nodes.push(LocalNode { name: format!("n{number}"), address, peer_address, process: None });
-        self.spawn(number - 1)?;
-        self.ready(number - 1, number.min(3)).await
+        let at = self.place(Place { address, peer_address, extra: Vec::new() });
+        self.spawn(at)?;
+        self.ready(at, (at + 1).min(3)).await
+    }
+
+    /// Makes a place for one more node, which is down; returns its number, from 0.
+    pub fn place(&mut self, place: Place) -> usize {
+        let Place { address, peer_address, extra } = place;
+        let at = self.nodes.len();
+        self.nodes.push(LocalNode { name: format!("n{}", at + 1), address, peer_address, extra, process: None });
+        at
     }
 
     /// Starts the process of node `at` (from 0) without waiting for it.
@@ -94,7 +114,7 @@ impl LocalCluster {
         if let Some(address) = join {
             command.args(["--join", &address]);
         }
-        command.args(extra).args(more);
+        command.args(extra).args(&node.extra).args(more);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(io)?).stderr(log).kill_on_drop(true);
         let process = command.spawn().map_err(|error| Error::unavailable(format!("{}: {error}", binary.display())))?;
         node.process = Some(process);
@@ -169,6 +189,12 @@ impl LocalCluster {
             process.kill().await.map_err(|error| Error::unavailable(format!("kill: {error}")))?;
         }
         Ok(())
+    }
+
+    /// Whether the process of node `at` ends by itself within `patience`. A node that is down has ended.
+    pub async fn ended_within(&mut self, at: usize, patience: Duration) -> bool {
+        let Some(process) = self.nodes.get_mut(at).and_then(|node| node.process.as_mut()) else { return true };
+        tokio::time::timeout(patience, process.wait()).await.is_ok()
     }
 
     /// Sends SIGTERM to every node and waits for all of them.

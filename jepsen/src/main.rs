@@ -1,53 +1,96 @@
-//! `cairn-jepsen`: the long form. Runs one node and three nodes and prints a verdict for each.
+//! `cairn-jepsen`: faults on real processes, long form. `jepsen/README.md` says how to read what it prints.
 
-use cairn_jepsen::{Plan, run};
+use cairn_jepsen::{kills, mixed, nemesis, selftest, workloads};
 use clap::Parser;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 #[derive(Debug, Parser)]
-#[command(about = "kill -9 of real cairnd processes: nothing acknowledged may be lost")]
+#[command(about = "Faults on real cairnd processes: every promise must hold. Exit code 1 when one does not.")]
 struct Args {
     /// The `cairnd` to run.
     #[arg(long)]
     cairnd: PathBuf,
-    /// Kills, half of them on a single node and half on three.
-    #[arg(long, default_value_t = 500)]
-    kills: usize,
-    #[arg(long, default_value_t = 4)]
-    writers: i64,
+    /// Mixed faults for this long.
+    #[arg(long, default_value_t = 5.0)]
+    minutes: f64,
+    /// Decides which faults come when, and what clients ask.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Data and logs are kept here instead of in a temporary folder.
+    #[arg(long, default_value_t = 5)]
+    nodes: usize,
+    /// Kinds of faults [default: all]
+    #[arg(long, value_delimiter = ',')]
+    nemesis: Vec<String>,
+    /// Promises under test [default: all]
+    #[arg(long, value_delimiter = ',')]
+    workload: Vec<String>,
+    /// Data, logs, history and timeline are kept here instead of in a temporary folder.
     #[arg(long)]
     folder: Option<PathBuf>,
+    /// The older form: so many times kill -9, half on a single node and half on three.
+    #[arg(long, conflicts_with_all = ["nemesis", "workload", "self_test"])]
+    kills: Option<usize>,
+    /// Tries each seeded bug; `--cairnd` must be built with the feature `seeded-bugs`.
+    #[arg(long)]
+    self_test: bool,
+    /// Bugs to try [default: all]
+    #[arg(long, value_delimiter = ',', requires = "self_test")]
+    bug: Vec<String>,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
-    let mut holds = true;
-    for (nodes, kills) in [(1, args.kills.div_ceil(2)), (3, args.kills / 2)] {
-        let plan = Plan { cairnd: args.cairnd.clone(), nodes, kills, writers: args.writers, seed: args.seed };
-        match one(plan, args.folder.as_deref()).await {
-            Ok(held) => holds &= held,
-            Err(error) => {
-                eprintln!("error: the harness broke, which is no verdict: {error}");
-                holds = false;
-            }
+    match run(Args::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: the harness broke, which is no verdict: {error}");
+            ExitCode::FAILURE
         }
     }
-    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn one(plan: Plan, folder: Option<&std::path::Path>) -> cairn_jepsen::Result<bool> {
+async fn run(args: Args) -> cairn_jepsen::Result<bool> {
     let temporary = tempfile::Builder::new().prefix("cairn-jepsen-").tempdir()?;
-    let folder = match folder {
-        Some(folder) => folder.join(format!("{}-nodes", plan.nodes)),
-        None => temporary.path().to_owned(),
-    };
+    let folder = args.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
     std::fs::create_dir_all(&folder)?;
-    let verdict = run(plan, &folder).await?;
+    let or_all = |named: Vec<String>, all: &[&str]| match named.iter().all(String::is_empty) {
+        true => all.iter().map(|&name| name.to_owned()).collect(),
+        false => named,
+    };
+    if let Some(kills) = args.kills {
+        return only_kills(&args, kills, &folder).await;
+    }
+    let plan = mixed::Plan {
+        cairnd: args.cairnd,
+        nodes: args.nodes,
+        lasts: Duration::try_from_secs_f64(args.minutes * 60.0)?,
+        seed: args.seed,
+        nemeses: or_all(args.nemesis, &nemesis::ALL),
+        workloads: or_all(args.workload, &workloads::ALL),
+    };
+    if args.self_test {
+        return tokio::task::spawn_blocking(move || selftest::run(&plan, &args.bug, &folder)).await?;
+    }
+    let verdict = mixed::run(&plan, &folder).await?;
     print!("{}", verdict.print());
+    if !verdict.holds() && args.folder.is_none() {
+        println!("kept in {}", temporary.keep().display());
+    }
     Ok(verdict.holds())
+}
+
+async fn only_kills(args: &Args, kills: usize, folder: &Path) -> cairn_jepsen::Result<bool> {
+    let mut holds = true;
+    for (nodes, kills) in [(1, kills.div_ceil(2)), (3, kills / 2)] {
+        let plan = kills::Plan { cairnd: args.cairnd.clone(), nodes, kills, writers: 4, seed: args.seed };
+        let folder = folder.join(format!("{nodes}-nodes"));
+        std::fs::create_dir_all(&folder)?;
+        let verdict = kills::run(plan, &folder).await?;
+        print!("{}", verdict.print());
+        holds &= verdict.holds();
+    }
+    Ok(holds)
 }

@@ -1,6 +1,7 @@
 //! The short form of `make jepsen`: 20 kills, ten on one node and ten on three.
 
-use cairn_jepsen::{Plan, Result, run};
+use cairn_jepsen::Result;
+use cairn_jepsen::kills::{Plan, run};
 
 async fn nothing_acknowledged_is_lost(nodes: usize, kills: usize) -> Result<()> {
     let folder = tempfile::tempdir()?;

@@ -1,7 +1,16 @@
-//! One test: a cluster, clients, kills, and the verdict.
+//! kill -9 and nothing else: a cluster, clients, kills, and one check in the end.
+//!
+//! - [`workload`]: what the clients do, and what they were told
+//! - [`nemesis`]: kill -9 and restart
+//! - [`check`]: what must hold in the end
 
-use crate::workload::Told;
-use crate::{Result, check, nemesis, workload};
+pub mod check;
+pub mod nemesis;
+pub mod workload;
+
+use workload::Told;
+
+use crate::Result;
 use cairn_client::local::LocalCluster;
 use cairn_client::{Client, Options};
 use rand::SeedableRng;

@@ -18,7 +18,7 @@ const ENTITIES: i64 = 64;
 const BATCH_ROWS: i64 = 16;
 
 /// Two versions of it are registered, for aliases to point at.
-const ONNX: &[u8] = include_bytes!("../../client/examples/flights/models/delay_mlp.onnx");
+const ONNX: &[u8] = include_bytes!("../../../client/examples/flights/models/delay_mlp.onnx");
 
 pub const DEFINITIONS: &str = "
 kind: Entity

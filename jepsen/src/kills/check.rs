@@ -1,7 +1,7 @@
 //! What must hold once every node is back: nothing acknowledged is missing, nothing is torn, nothing happened twice.
 
+use super::workload::{self, MODEL, PROJECT, Row, Told};
 use crate::Result;
-use crate::workload::{self, MODEL, PROJECT, Row, Told};
 use cairn_client::local::LocalCluster;
 use cairn_client::{Client, Options, read};
 use std::collections::BTreeMap;

@@ -1,0 +1,181 @@
+//! The nodes under test, with everything that can be done to them.
+//!
+//! Always true: [`Fleet::mend`] undoes whatever was done, so that what fails after it fails by itself.
+
+use crate::Result;
+use crate::net::Shape;
+use crate::net::mesh::Mesh;
+use cairn_client::local::{LocalCluster, Place, free_addresses};
+use cairn_client::{Client, Options};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long nodes may take to be whole again once nothing hinders them.
+pub const RECOVERY: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub struct Fleet {
+    pub cluster: LocalCluster,
+    pub mesh: Mesh,
+    paused: Vec<bool>,
+    /// One client a node, impatient: to look, not to work.
+    eyes: Vec<Client>,
+}
+
+impl Fleet {
+    /// Starts `count` nodes with a network between them that can be broken.
+    ///
+    /// # Errors
+    /// A node that does not come up, with the end of its log.
+    pub async fn start(binary: &Path, folder: &Path, count: usize, arguments: &[&str]) -> Result<Self> {
+        let mut places = Vec::new();
+        for _ in 0..count {
+            places.push(free_addresses()?);
+        }
+        let mesh = Mesh::start(places.iter().map(|[_, peer]| peer.clone()).collect()).await?;
+        let mut cluster = LocalCluster::new(binary, folder, arguments);
+        let mut eyes = Vec::new();
+        for (at, [address, peer_address]) in places.into_iter().enumerate() {
+            let options = Options { deadline: Duration::from_millis(500), ..Options::default() };
+            eyes.push(Client::with_options(&address, options).await?);
+            let extra = vec!["--peer-advertise".to_owned(), mesh.address(at).to_owned()];
+            cluster.place(Place { address, peer_address, extra });
+        }
+        let mut fleet = Self { cluster, mesh, paused: vec![false; count], eyes };
+        for at in 0..count {
+            fleet.start_node(at)?;
+            fleet.cluster.ready(at, (at + 1).min(3)).await?;
+        }
+        Ok(fleet)
+    }
+
+    pub fn size(&self) -> usize {
+        self.paused.len()
+    }
+
+    pub fn name(&self, at: usize) -> String {
+        format!("n{}", at + 1)
+    }
+
+    pub fn names(&self, nodes: &[usize]) -> String {
+        nodes.iter().map(|&at| self.name(at)).collect::<Vec<_>>().join(" ")
+    }
+
+    pub fn data_dir(&self, at: usize) -> PathBuf {
+        self.cluster.folder().join(self.name(at))
+    }
+
+    pub fn is_up(&self, at: usize) -> bool {
+        self.cluster.process_id(at).is_some()
+    }
+
+    /// # Errors
+    /// A process that does not end.
+    pub async fn kill(&mut self, at: usize) -> Result<()> {
+        self.cluster.kill(at).await?;
+        self.paused[at] = false;
+        self.tell_mesh();
+        Ok(())
+    }
+
+    /// Starts a node that is down, without waiting for it.
+    ///
+    /// # Errors
+    /// A binary that does not start.
+    pub fn start_node(&mut self, at: usize) -> Result<()> {
+        if !self.is_up(at) {
+            self.cluster.spawn(at)?;
+            self.tell_mesh();
+        }
+        Ok(())
+    }
+
+    /// SIGSTOP.
+    ///
+    /// # Errors
+    /// Trouble with sending signals.
+    pub fn pause(&mut self, at: usize) -> Result<()> {
+        self.paused[at] = self.signal(at, "-STOP")?;
+        Ok(())
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// As [`Self::pause`].
+    pub fn resume(&mut self, at: usize) -> Result<()> {
+        if std::mem::take(&mut self.paused[at]) {
+            self.signal(at, "-CONT")?;
+        }
+        Ok(())
+    }
+
+    fn signal(&self, at: usize, signal: &str) -> Result<bool> {
+        let Some(id) = self.cluster.process_id(at) else { return Ok(false) };
+        Ok(std::process::Command::new("kill").args([signal, &id.to_string()]).status()?.success())
+    }
+
+    /// Nothing passes from any of `from` to any of `to`.
+    pub fn cut(&self, from: &[usize], to: &[usize]) {
+        self.shape(from, to, Shape { cut: true, ..Shape::default() });
+    }
+
+    pub fn shape(&self, from: &[usize], to: &[usize], shape: Shape) {
+        for &from in from {
+            for &to in to.iter().filter(|&&to| to != from) {
+                self.mesh.set(from, to, shape);
+            }
+        }
+    }
+
+    /// The node that leads most groups, as any node sees it; `None` when nobody knows.
+    pub async fn leader(&self) -> Option<usize> {
+        for at in (0..self.size()).filter(|&at| self.is_up(at) && !self.paused[at]) {
+            let Ok(status) = self.eyes[at].status().await else { continue };
+            let led = |node: usize| {
+                let id = status.nodes.iter().find(|it| it.name == self.name(node)).map_or(0, |it| it.id);
+                status.groups.iter().filter(|group| id != 0 && group.leader == id).count()
+            };
+            let best = (0..self.size()).max_by_key(|&node| led(node))?;
+            if led(best) > 0 {
+                return Some(best);
+            }
+        }
+        None
+    }
+
+    /// Undoes everything: links healed, processes continued and started.
+    ///
+    /// # Errors
+    /// Trouble of the harness.
+    pub fn mend(&mut self) -> Result<()> {
+        self.mesh.heal();
+        for at in 0..self.size() {
+            self.resume(at)?;
+            self.start_node(at)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every node has a leader and a quorum in every group.
+    ///
+    /// # Errors
+    /// In words, which node is not whole again within [`RECOVERY`].
+    pub async fn recovered(&mut self) -> Result<(), String> {
+        let voters = self.size().min(3);
+        let began = Instant::now();
+        for at in 0..self.size() {
+            let left = RECOVERY.saturating_sub(began.elapsed());
+            match tokio::time::timeout(left, self.cluster.ready(at, voters)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(error.to_string()),
+                Err(_) => return Err(format!("{} is not whole again within {RECOVERY:?}", self.name(at))),
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_mesh(&self) {
+        self.mesh.set_processes((0..self.size()).map(|at| self.cluster.process_id(at)).collect());
+    }
+}

@@ -1,0 +1,179 @@
+//! One run: a cluster, all workloads at once, mixed faults, healing, and the verdict on each promise.
+
+use crate::fleet::Fleet;
+use crate::history::{Fault, History, Outcome, Stamp};
+use crate::nemesis;
+use crate::site::Site;
+use crate::workloads::{self, Workload};
+use crate::{Result, timeline};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What to run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    pub cairnd: PathBuf,
+    pub nodes: usize,
+    pub lasts: Duration,
+    pub seed: u64,
+    /// Kinds of faults, out of [`nemesis::ALL`].
+    pub nemeses: Vec<String>,
+    /// Promises, out of [`workloads::ALL`].
+    pub workloads: Vec<String>,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+pub struct Verdict {
+    pub seed: u64,
+    pub took_s: f64,
+    pub promises: Vec<Promise>,
+    /// How often each kind of fault struck.
+    pub faults: BTreeMap<&'static str, usize>,
+    /// Damaged files that nodes refused by name.
+    pub damage_detected: usize,
+    /// Why the run proves nothing; empty = it does.
+    pub too_little: Vec<String>,
+}
+
+/// One line of the verdict.
+#[derive(Debug, Serialize)]
+pub struct Promise {
+    pub name: &'static str,
+    pub ok: usize,
+    pub failed: usize,
+    pub unknown: usize,
+    pub violations: Vec<String>,
+}
+
+/// Fewer faults a minute than this prove nothing.
+const FAULTS_PER_MINUTE: f64 = 3.0;
+/// Violations printed of one promise.
+const PRINTED: usize = 5;
+
+impl Verdict {
+    pub fn holds(&self) -> bool {
+        self.too_little.is_empty() && self.promises.iter().all(|promise| promise.violations.is_empty())
+    }
+
+    /// A table for people.
+    pub fn print(&self) -> String {
+        let mut out = format!("{:<12} {:>8} {:>8} {:>8}  verdict\n", "promise", "ok", "failed", "unknown");
+        for Promise { name, ok, failed, unknown, violations } in &self.promises {
+            let verdict = match violations.len() {
+                0 => "holds".to_owned(),
+                count => format!("{count} VIOLATIONS"),
+            };
+            out.push_str(&format!("{name:<12} {ok:>8} {failed:>8} {unknown:>8}  {verdict}\n"));
+        }
+        let faults: Vec<String> = self.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        out.push_str(&format!(
+            "faults: {}; damaged files refused by name: {}\nseed {}, {:.0} s in all\n",
+            faults.join(", "),
+            self.damage_detected,
+            self.seed,
+            self.took_s
+        ));
+        for promise in &self.promises {
+            for violation in promise.violations.iter().take(PRINTED) {
+                out.push_str(&format!("VIOLATION of {}: {violation}\n", promise.name));
+            }
+        }
+        for why in &self.too_little {
+            out.push_str(&format!("proves nothing: {why}\n"));
+        }
+        out
+    }
+}
+
+/// Runs `plan` with data, logs, `history.jsonl`, `timeline.html` and `verdict.json` under `folder`.
+///
+/// # Errors
+/// Trouble of the harness, which is no verdict: a binary that does not start, a name that is not known.
+pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
+    let started = Instant::now();
+    // Small snapshots, so that a short run meets many of them.
+    let mut fleet =
+        Fleet::start(&plan.cairnd, folder, plan.nodes, &["--snapshot-entries", "500", "--cache-mib", "64"]).await?;
+    let history = Arc::new(History::new(folder)?);
+    let nodes: Vec<(String, String)> =
+        fleet.cluster.nodes().iter().map(|node| (node.name.clone(), node.address.clone())).collect();
+    let site = Site::new(&nodes, Arc::clone(&history), plan.seed).await?;
+    let workloads = workloads::prepare(&site, &plan.workloads).await?;
+
+    let mut clients = tokio::task::JoinSet::new();
+    for workload in &workloads {
+        for client in 0..workload.clients() {
+            clients.spawn(Arc::clone(workload).work(site.clone(), client));
+        }
+    }
+    let mut random = StdRng::seed_from_u64(plan.seed);
+    let until = Instant::now() + plan.lasts;
+    let raged = nemesis::rage(&mut fleet, &plan.nemeses, &mut random, &history, until).await;
+    fleet.mend()?;
+    let mut recovery = raged?;
+    if let Err(why) = fleet.recovered().await {
+        recovery.violations.push(format!("in the end: {why}"));
+    }
+    site.stop();
+    while let Some(done) = clients.join_next().await {
+        done?;
+    }
+
+    let (stamps, faults) = history.so_far();
+    let mut promises = Vec::new();
+    for workload in &workloads {
+        promises.push(judge(workload, &site, &stamps).await);
+    }
+    let whole = Promise { name: "recovery", ok: faults.len(), failed: 0, unknown: 0, violations: recovery.violations };
+    promises.push(whole);
+    let too_little = too_little(plan, &workloads, &promises, &faults);
+    let mut counted: BTreeMap<&'static str, usize> = BTreeMap::new();
+    faults.iter().for_each(|fault| *counted.entry(fault.kind).or_default() += 1);
+    let verdict = Verdict {
+        seed: plan.seed,
+        took_s: started.elapsed().as_secs_f64(),
+        promises,
+        faults: counted,
+        damage_detected: recovery.detected,
+        too_little,
+    };
+    let (stamps, faults) = history.so_far();
+    std::fs::write(folder.join("timeline.html"), timeline::page(&verdict, &stamps, &faults))?;
+    std::fs::write(folder.join("verdict.json"), serde_json::to_string_pretty(&verdict)?)?;
+    Ok(verdict)
+}
+
+async fn judge(workload: &Arc<dyn Workload>, site: &Site, stamps: &[Stamp]) -> Promise {
+    let name = workload.name();
+    let count = |outcome| stamps.iter().filter(|stamp| stamp.workload == name && stamp.outcome == outcome).count();
+    // All nodes are whole by now, so that a check that cannot read is a violation too: something stays unreadable.
+    let violations = match Arc::clone(workload).check(site.clone()).await {
+        Ok(violations) => violations,
+        Err(error) => vec![format!("the state in the end cannot be read: {error}")],
+    };
+    let (ok, failed, unknown) = (count(Outcome::Ok), count(Outcome::Failed), count(Outcome::Unknown));
+    Promise { name, ok, failed, unknown, violations }
+}
+
+fn too_little(plan: &Plan, workloads: &[Arc<dyn Workload>], promises: &[Promise], faults: &[Fault]) -> Vec<String> {
+    let minutes = plan.lasts.as_secs_f64() / 60.0;
+    let mut why = Vec::new();
+    for workload in workloads {
+        let least = (workload.least_ok_per_minute() as f64 * minutes) as usize;
+        let ok = promises.iter().find(|promise| promise.name == workload.name()).map_or(0, |promise| promise.ok);
+        if ok < least {
+            why.push(format!("{} operations of `{}` succeeded; at least {least} are needed", ok, workload.name()));
+        }
+    }
+    let least = (FAULTS_PER_MINUTE * minutes) as usize;
+    if !plan.nemeses.is_empty() && faults.len() < least.max(1) {
+        why.push(format!("{} faults struck; at least {} are needed", faults.len(), least.max(1)));
+    }
+    why
+}
