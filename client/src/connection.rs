@@ -5,7 +5,7 @@
 
 use crate::api;
 use crate::error::{Error, Result};
-use crate::retry::{Backoff, Repeat, may_repeat};
+use crate::retry::{Backoff, Repeat, final_error, may_repeat};
 use api::cluster_client::ClusterClient;
 use cairn_proto::MESSAGE_BYTES_MAX;
 use std::future::Future;
@@ -143,7 +143,7 @@ impl Client {
 
     /// A new count of attempts for one call.
     pub(crate) fn attempts(&self, repeat: Repeat) -> Attempts<'_> {
-        Attempts { client: self, repeat, backoff: Backoff::new(), started: Instant::now() }
+        Attempts { client: self, repeat, backoff: Backoff::new(), started: Instant::now(), lost: None }
     }
 
     /// Sends one request and repeats it while that is safe and the deadline allows.
@@ -184,6 +184,8 @@ pub(crate) struct Attempts<'a> {
     repeat: Repeat,
     backoff: Backoff,
     started: Instant,
+    /// The first error after which nobody knew the outcome.
+    lost: Option<Error>,
 }
 
 impl Attempts<'_> {
@@ -200,10 +202,10 @@ impl Attempts<'_> {
     /// Waits before the next attempt.
     ///
     /// # Errors
-    /// `error` itself when there must be no next attempt.
+    /// When there must be no next attempt: `error` itself, or an earlier one whose outcome stays unknown.
     pub(crate) async fn pause_or(&mut self, error: Error) -> Result<()> {
         if !may_repeat(&error, self.repeat) {
-            return Err(error);
+            return Err(final_error(self.lost.take(), error));
         }
         let patience = match error {
             Error::Connect { .. } => self.client.connect_patience(),
@@ -212,7 +214,10 @@ impl Attempts<'_> {
         let pause = self.backoff.pause();
         let untried = matches!(error, Error::Connect { .. }) && self.more_addresses();
         if self.started.elapsed() + pause >= patience && !untried {
-            return Err(error);
+            return Err(final_error(self.lost.take(), error));
+        }
+        if self.lost.is_none() && error.outcome_unknown() {
+            self.lost = Some(error.clone());
         }
         tracing::debug!(%error, pause_ms = pause.as_millis(), "will send again");
         tokio::time::sleep(pause).await;

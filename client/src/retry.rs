@@ -30,6 +30,16 @@ pub(crate) fn may_repeat(error: &Error, repeat: Repeat) -> bool {
     }
 }
 
+/// The error a caller is told when the last of several attempts ended with `last`, and an earlier one with `lost`, whose
+/// outcome nobody knows: a later attempt that was turned away says nothing about it.
+pub(crate) fn final_error(lost: Option<Error>, last: Error) -> Error {
+    let turned_away = matches!(last.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable | ErrorKind::ReadOnly);
+    match lost {
+        Some(lost) if turned_away => lost,
+        _ => last,
+    }
+}
+
 const FIRST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -80,6 +90,19 @@ mod tests {
         }
         assert!(may_repeat(&interrupted, Repeat::Harmless));
         assert!(!may_repeat(&interrupted, Repeat::Once));
+    }
+
+    #[test]
+    fn an_unknown_outcome_stays_unknown() {
+        let lost = || Error::Interrupted { address: String::new(), reason: String::new() };
+        let connect = Error::Connect { address: String::new(), reason: String::new() };
+        let refused = |kind| Error::Refused { kind, message: String::new() };
+        for turned_away in [connect, refused(ErrorKind::Unavailable), refused(ErrorKind::ReadOnly)] {
+            assert_eq!(final_error(None, turned_away.clone()), turned_away);
+            assert_eq!(final_error(Some(lost()), turned_away), lost());
+        }
+        // The cluster recognised the repetition and gave the answer of the first attempt.
+        assert_eq!(final_error(Some(lost()), refused(ErrorKind::Conflict)), refused(ErrorKind::Conflict));
     }
 
     #[test]

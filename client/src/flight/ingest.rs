@@ -12,7 +12,7 @@ use crate::Client;
 use crate::command::{Command, Ingest, Ingested};
 use crate::connection::Node;
 use crate::error::{Error, Result};
-use crate::retry::{Backoff, Repeat, may_repeat};
+use crate::retry::{Backoff, Repeat, final_error, may_repeat};
 use arrow_array::RecordBatch;
 use arrow_flight::{FlightData, PutResult};
 use bytes::Bytes;
@@ -43,6 +43,8 @@ pub struct IngestStream {
     /// When an answer last came, or work began.
     progress: Instant,
     backoff: Backoff,
+    /// The first error since then after which nobody knew the outcome.
+    lost: Option<Error>,
     ended: bool,
 }
 
@@ -73,6 +75,7 @@ impl Client {
             answered: 0,
             progress: Instant::now(),
             backoff: Backoff::new(),
+            lost: None,
             ended: false,
         }
     }
@@ -126,6 +129,7 @@ impl IngestStream {
                     self.answered += 1;
                     self.progress = Instant::now();
                     self.backoff = Backoff::new();
+                    self.lost = None;
                     return Ok(Some(answer));
                 }
                 Ok(None) => continue,
@@ -138,7 +142,7 @@ impl IngestStream {
             let repeat = if exactly_once { Repeat::Harmless } else { Repeat::Once };
             let alone = self.unanswered.len() <= 1 || matches!(error, Error::Connect { .. });
             if !may_repeat(&error, repeat) || !(exactly_once || alone) {
-                return Err(error);
+                return Err(final_error(self.lost.take(), error));
             }
             let pause = self.backoff.pause();
             let patience = match error {
@@ -146,7 +150,10 @@ impl IngestStream {
                 _ => self.client.options().deadline,
             };
             if self.progress.elapsed() + pause >= patience {
-                return Err(error);
+                return Err(final_error(self.lost.take(), error));
+            }
+            if self.lost.is_none() && error.outcome_unknown() {
+                self.lost = Some(error.clone());
             }
             tracing::debug!(%error, unanswered = self.unanswered.len(), "will send batches again");
             tokio::time::sleep(pause).await;
