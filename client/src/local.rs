@@ -32,6 +32,7 @@ pub struct LocalNode {
     pub address: String,
     /// HOST:PORT for peers.
     pub peer_address: String,
+    launcher: Vec<String>,
     /// Arguments of this node alone.
     extra: Vec<String>,
     process: Option<Child>,
@@ -44,6 +45,8 @@ pub struct Place {
     pub address: String,
     /// HOST:PORT for peers.
     pub peer_address: String,
+    /// Words before the command, such as `ip netns exec NAME`: they must become the command, not start it.
+    pub launcher: Vec<String>,
     /// Arguments of this node alone, beside those of all.
     pub extra: Vec<String>,
 }
@@ -76,16 +79,17 @@ impl LocalCluster {
     /// As [`Self::start`].
     pub async fn add(&mut self) -> Result<()> {
         let [address, peer_address] = free_addresses()?;
-        let at = self.place(Place { address, peer_address, extra: Vec::new() });
+        let at = self.place(Place { address, peer_address, launcher: Vec::new(), extra: Vec::new() });
         self.spawn(at)?;
         self.ready(at, (at + 1).min(3)).await
     }
 
     /// Makes a place for one more node, which is down; returns its number, from 0.
     pub fn place(&mut self, place: Place) -> usize {
-        let Place { address, peer_address, extra } = place;
+        let Place { address, peer_address, launcher, extra } = place;
         let at = self.nodes.len();
-        self.nodes.push(LocalNode { name: format!("n{}", at + 1), address, peer_address, extra, process: None });
+        let name = format!("n{}", at + 1);
+        self.nodes.push(LocalNode { name, address, peer_address, launcher, extra, process: None });
         at
     }
 
@@ -108,7 +112,9 @@ impl LocalCluster {
         let log_path = folder.join(format!("{}.log", node.name));
         let io = |error: std::io::Error| Error::unavailable(format!("{}: {error}", log_path.display()));
         let log: File = OpenOptions::new().create(true).append(true).open(&log_path).map_err(io)?;
-        let mut command = Command::new(&binary);
+        let mut words = node.launcher.iter().map(std::ffi::OsString::from).chain([binary.clone().into_os_string()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words);
         command.arg("--data-dir").arg(folder.join(&node.name));
         command.args(["--name", &node.name, "--listen", &node.address, "--peer-listen", &node.peer_address]);
         if let Some(address) = join {

@@ -3,9 +3,9 @@
 //! Always true: [`Fleet::mend`] undoes whatever was done, so that what fails after it fails by itself.
 
 use crate::Result;
-use crate::net::Shape;
-use crate::net::mesh::Mesh;
-use cairn_client::local::{LocalCluster, Place, free_addresses};
+use crate::disk::{RESERVE_MIB, SmallDisks};
+use crate::net::{Kind, Network, Shape};
+use cairn_client::local::LocalCluster;
 use cairn_client::{Client, Options};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,7 +16,8 @@ pub const RECOVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Fleet {
     pub cluster: LocalCluster,
-    pub mesh: Mesh,
+    network: Network,
+    disks: Option<SmallDisks>,
     paused: Vec<bool>,
     /// One client a node, impatient: to look, not to work.
     eyes: Vec<Client>,
@@ -27,21 +28,30 @@ impl Fleet {
     ///
     /// # Errors
     /// A node that does not come up, with the end of its log.
-    pub async fn start(binary: &Path, folder: &Path, count: usize, arguments: &[&str]) -> Result<Self> {
-        let mut places = Vec::new();
-        for _ in 0..count {
-            places.push(free_addresses()?);
+    pub async fn start(
+        binary: &Path,
+        folder: &Path,
+        count: usize,
+        network: Kind,
+        small_disks: bool,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let (network, places) = Network::start(network, count).await?;
+        let names = (0..count).map(name).collect();
+        let disks = if small_disks { Some(SmallDisks::start(folder, names)?) } else { None };
+        let reserve = RESERVE_MIB.to_string();
+        let mut arguments = arguments.to_vec();
+        if small_disks {
+            arguments.extend(["--disk-reserve-mib", &reserve]);
         }
-        let mesh = Mesh::start(places.iter().map(|[_, peer]| peer.clone()).collect()).await?;
-        let mut cluster = LocalCluster::new(binary, folder, arguments);
+        let mut cluster = LocalCluster::new(binary, folder, &arguments);
         let mut eyes = Vec::new();
-        for (at, [address, peer_address]) in places.into_iter().enumerate() {
+        for place in places {
             let options = Options { deadline: Duration::from_millis(500), ..Options::default() };
-            eyes.push(Client::with_options(&address, options).await?);
-            let extra = vec!["--peer-advertise".to_owned(), mesh.address(at).to_owned()];
-            cluster.place(Place { address, peer_address, extra });
+            eyes.push(Client::with_options(&place.address, options).await?);
+            cluster.place(place);
         }
-        let mut fleet = Self { cluster, mesh, paused: vec![false; count], eyes };
+        let mut fleet = Self { cluster, network, disks, paused: vec![false; count], eyes };
         for at in 0..count {
             fleet.start_node(at)?;
             fleet.cluster.ready(at, (at + 1).min(3)).await?;
@@ -54,7 +64,7 @@ impl Fleet {
     }
 
     pub fn name(&self, at: usize) -> String {
-        format!("n{}", at + 1)
+        name(at)
     }
 
     pub fn names(&self, nodes: &[usize]) -> String {
@@ -74,7 +84,7 @@ impl Fleet {
     pub async fn kill(&mut self, at: usize) -> Result<()> {
         self.cluster.kill(at).await?;
         self.paused[at] = false;
-        self.tell_mesh();
+        self.tell_network();
         Ok(())
     }
 
@@ -85,9 +95,23 @@ impl Fleet {
     pub fn start_node(&mut self, at: usize) -> Result<()> {
         if !self.is_up(at) {
             self.cluster.spawn(at)?;
-            self.tell_mesh();
+            self.tell_network();
         }
         Ok(())
+    }
+
+    /// Starts a node that is down so that it makes its replica of `group` new from the first node; `false` when that one
+    /// cannot help now.
+    ///
+    /// # Errors
+    /// A binary that does not start.
+    pub fn rebuild(&mut self, at: usize, group: u32) -> Result<bool> {
+        let possible = at != 0 && !self.is_up(at) && self.is_up(0) && !self.paused[0];
+        if possible {
+            self.cluster.spawn_with(at, &["--rebuild", &group.to_string()])?;
+            self.tell_network();
+        }
+        Ok(possible)
     }
 
     /// SIGSTOP.
@@ -116,15 +140,32 @@ impl Fleet {
     }
 
     /// Nothing passes from any of `from` to any of `to`.
-    pub fn cut(&self, from: &[usize], to: &[usize]) {
-        self.shape(from, to, Shape { cut: true, ..Shape::default() });
+    ///
+    /// # Errors
+    /// Trouble of the harness.
+    pub fn cut(&self, from: &[usize], to: &[usize]) -> Result<()> {
+        self.shape(from, to, Shape { cut: true, ..Shape::default() })
     }
 
-    pub fn shape(&self, from: &[usize], to: &[usize], shape: Shape) {
+    /// # Errors
+    /// A shape that this network does not know.
+    pub fn shape(&self, from: &[usize], to: &[usize], shape: Shape) -> Result<()> {
         for &from in from {
             for &to in to.iter().filter(|&&to| to != from) {
-                self.mesh.set(from, to, shape);
+                self.network.set(from, to, shape)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Fills the disk of a node, where it has one of its own; says whether it has.
+    ///
+    /// # Errors
+    /// Trouble of the harness.
+    pub fn fill_disk(&self, at: usize, left: u64) -> Result<bool> {
+        match &self.disks {
+            None => Ok(false),
+            Some(disks) => disks.fill(at, left).map(|()| true),
         }
     }
 
@@ -144,12 +185,13 @@ impl Fleet {
         None
     }
 
-    /// Undoes everything: links healed, processes continued and started.
+    /// Undoes everything: links healed, disks emptied, processes continued and started.
     ///
     /// # Errors
     /// Trouble of the harness.
     pub fn mend(&mut self) -> Result<()> {
-        self.mesh.heal();
+        self.network.heal()?;
+        self.disks.iter().for_each(SmallDisks::empty);
         for at in 0..self.size() {
             self.resume(at)?;
             self.start_node(at)?;
@@ -175,7 +217,12 @@ impl Fleet {
         Ok(())
     }
 
-    fn tell_mesh(&self) {
-        self.mesh.set_processes((0..self.size()).map(|at| self.cluster.process_id(at)).collect());
+    fn tell_network(&self) {
+        self.network.set_processes((0..self.size()).map(|at| self.cluster.process_id(at)).collect());
     }
+}
+
+/// As [`LocalCluster`] names its nodes.
+fn name(at: usize) -> String {
+    format!("n{}", at + 1)
 }

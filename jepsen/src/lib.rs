@@ -4,7 +4,7 @@
 //! - [`mixed`]: one run: cluster, workloads, faults, healing, verdict
 //! - [`workloads`]: the promises, one file each, with their checks
 //! - [`nemesis`]: what is broken: processes, links, files
-//! - [`fleet`], [`net`]: the nodes and the network between them, with all that can be done to them
+//! - [`fleet`], [`net`], [`disk`]: the nodes, their network and their disks, with all that can be done to them
 //! - [`site`], [`history`]: what clients work with; what they asked and were told, and when
 //! - [`linear`]: is the history of one register linearizable?
 //! - [`timeline`]: the run as a page
@@ -14,6 +14,7 @@
 //! Outcomes follow Jepsen's rules: ok, failed, or unknown; a time-out is unknown and may have taken effect. A run with too
 //! few faults or acknowledged operations proves nothing and fails. A broken harness is no verdict.
 
+pub mod disk;
 pub mod fleet;
 pub mod history;
 pub mod kills;

@@ -1,6 +1,6 @@
 //! `cairn-jepsen`: faults on real processes, long form. `jepsen/README.md` says how to read what it prints.
 
-use cairn_jepsen::{kills, mixed, nemesis, selftest, workloads};
+use cairn_jepsen::{kills, mixed, nemesis, net, selftest, workloads};
 use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,6 +20,12 @@ struct Args {
     seed: u64,
     #[arg(long, default_value_t = 5)]
     nodes: usize,
+    /// A TCP proxy before each node, which needs no rights; or network namespaces, which need root and can only be cut.
+    #[arg(long, value_enum, default_value_t = net::Kind::Proxy)]
+    network: net::Kind,
+    /// Each node has a small disk of its own, which can be filled; needs root.
+    #[arg(long)]
+    small_disks: bool,
     /// Kinds of faults [default: all]
     #[arg(long, value_delimiter = ',')]
     nemesis: Vec<String>,
@@ -63,12 +69,19 @@ async fn run(args: Args) -> cairn_jepsen::Result<bool> {
     if let Some(kills) = args.kills {
         return only_kills(&args, kills, &folder).await;
     }
+    let cuts_only = args.network == net::Kind::Namespaces;
+    let possible = |kind: &&str| {
+        !(cuts_only && nemesis::PROXY_ONLY.contains(kind)) && (args.small_disks || *kind != nemesis::SMALL_DISKS_ONLY)
+    };
+    let kinds: Vec<&str> = nemesis::ALL.into_iter().filter(possible).collect();
     let plan = mixed::Plan {
         cairnd: args.cairnd,
         nodes: args.nodes,
+        network: args.network,
+        small_disks: args.small_disks,
         lasts: Duration::try_from_secs_f64(args.minutes * 60.0)?,
         seed: args.seed,
-        nemeses: or_all(args.nemesis, &nemesis::ALL),
+        nemeses: or_all(args.nemesis, &kinds),
         workloads: or_all(args.workload, &workloads::ALL),
     };
     if args.self_test {

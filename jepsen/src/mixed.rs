@@ -5,7 +5,7 @@ use crate::history::{Fault, History, Outcome, Stamp};
 use crate::nemesis;
 use crate::site::Site;
 use crate::workloads::{self, Workload};
-use crate::{Result, timeline};
+use crate::{Result, net, timeline};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::Serialize;
@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 pub struct Plan {
     pub cairnd: PathBuf,
     pub nodes: usize,
+    pub network: net::Kind,
+    /// Each node has a disk of its own, which can be filled; needs root.
+    pub small_disks: bool,
     pub lasts: Duration,
     pub seed: u64,
     /// Kinds of faults, out of [`nemesis::ALL`].
@@ -37,6 +40,8 @@ pub struct Verdict {
     pub faults: BTreeMap<&'static str, usize>,
     /// Damaged files that nodes refused by name.
     pub damage_detected: usize,
+    /// Replicas made new from a peer.
+    pub rebuilt: usize,
     /// Why the run proves nothing; empty = it does.
     pub too_little: Vec<String>,
 }
@@ -73,9 +78,10 @@ impl Verdict {
         }
         let faults: Vec<String> = self.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
         out.push_str(&format!(
-            "faults: {}; damaged files refused by name: {}\nseed {}, {:.0} s in all\n",
+            "faults: {}\ndamaged files refused by name: {}, replicas made new: {}\nseed {}, {:.0} s in all\n",
             faults.join(", "),
             self.damage_detected,
+            self.rebuilt,
             self.seed,
             self.took_s
         ));
@@ -98,8 +104,15 @@ impl Verdict {
 pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
     let started = Instant::now();
     // Small snapshots, so that a short run meets many of them.
-    let mut fleet =
-        Fleet::start(&plan.cairnd, folder, plan.nodes, &["--snapshot-entries", "500", "--cache-mib", "64"]).await?;
+    let mut fleet = Fleet::start(
+        &plan.cairnd,
+        folder,
+        plan.nodes,
+        plan.network,
+        plan.small_disks,
+        &["--snapshot-entries", "100", "--cache-mib", "64"],
+    )
+    .await?;
     let history = Arc::new(History::new(folder)?);
     let nodes: Vec<(String, String)> =
         fleet.cluster.nodes().iter().map(|node| (node.name.clone(), node.address.clone())).collect();
@@ -126,10 +139,8 @@ pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
     }
 
     let (stamps, faults) = history.so_far();
-    let mut promises = Vec::new();
-    for workload in &workloads {
-        promises.push(judge(workload, &site, &stamps).await);
-    }
+    let judged = workloads.iter().map(|workload| judge(workload, &site, &stamps));
+    let mut promises = futures::future::join_all(judged).await;
     let whole = Promise { name: "recovery", ok: faults.len(), failed: 0, unknown: 0, violations: recovery.violations };
     promises.push(whole);
     let too_little = too_little(plan, &workloads, &promises, &faults);
@@ -141,6 +152,7 @@ pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
         promises,
         faults: counted,
         damage_detected: recovery.detected,
+        rebuilt: recovery.rebuilt,
         too_little,
     };
     let (stamps, faults) = history.so_far();

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// One operation may take this long; then its outcome is unknown.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Reads of the final checks may take this long.
-const FINAL_PATIENCE: Duration = Duration::from_secs(60);
+const FINAL_PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
 pub struct Site {

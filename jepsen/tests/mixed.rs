@@ -1,6 +1,8 @@
 //! The short form of `make jepsen`: every promise under every kind of fault, on three nodes.
 
 use cairn_jepsen::mixed::{Plan, run};
+use cairn_jepsen::nemesis::SMALL_DISKS_ONLY;
+use cairn_jepsen::net::Kind;
 use cairn_jepsen::{Result, nemesis, workloads};
 use std::time::Duration;
 
@@ -11,9 +13,11 @@ async fn every_promise_holds_under_mixed_faults() -> Result<()> {
     let plan = Plan {
         cairnd: cairn_client::local::cairnd()?,
         nodes: 3,
+        network: Kind::Proxy,
+        small_disks: false,
         lasts: Duration::from_secs(30),
         seed,
-        nemeses: nemesis::ALL.map(str::to_owned).to_vec(),
+        nemeses: nemesis::ALL.iter().filter(|kind| **kind != SMALL_DISKS_ONLY).map(|kind| (*kind).to_owned()).collect(),
         workloads: workloads::ALL.map(str::to_owned).to_vec(),
     };
     let verdict = run(&plan, folder.path()).await?;

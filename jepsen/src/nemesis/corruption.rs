@@ -1,7 +1,8 @@
 //! Damage to files of one node while it is down: a flipped bit or a missing end, in its log, its tables or its artifacts.
 //!
 //! The node must never serve what is damaged, which the workloads see. It may notice at its start and refuse to run: then
-//! its log must name the file, and the file is put right again, as an operator with a copy would. It may start because
+//! its log must name the file. Then the replica is made new from a peer, where the node offers that, or the file is put
+//! right again, as an operator with a copy would. It may start because
 //! nothing has read the damage yet: then the damage is taken back at the end of the fault, if it is still there.
 
 use super::Found;
@@ -38,6 +39,7 @@ pub async fn damage(fleet: &mut Fleet, random: &mut StdRng, damage: Damage, foun
     fleet.start_node(at)?;
     let refused = fleet.cluster.ended_within(at, NOTICE).await;
     fleet.kill(at).await?;
+    let mut group = None;
     let noticed = if refused {
         let said = tail(&log, log_before);
         let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -46,15 +48,28 @@ pub async fn damage(fleet: &mut Fleet, random: &mut StdRng, damage: Damage, foun
         } else {
             found.violations.push(format!("{short} was damaged and {name} stopped without naming it: {said}"));
         }
+        group = group_to_rebuild(&said);
         "refused"
     } else {
         "not read yet"
     };
+    if let Some(group) = group.filter(|_| random.random())
+        && fleet.rebuild(at, group)?
+    {
+        found.rebuilt += 1;
+        return Ok(format!("{name}: {damage:?} of {short}: group {group} rebuilt from a peer"));
+    }
     // A log that was taken has gone on since; tables and packs are only ever added to.
     if refused || path.extension().is_some_and(|extension| extension != "wal") {
         wound.heal()?;
     }
     Ok(format!("{name}: {damage:?} of {short}: {noticed}"))
+}
+
+/// The group that the node says it would make new with `--rebuild`.
+fn group_to_rebuild(said: &str) -> Option<u32> {
+    let rest = said.split("`--rebuild ").nth(1)?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Files whose damage must be noticed. The end of the log may be torn by a crash, so it is never cut.
@@ -149,4 +164,15 @@ fn tail(log: &Path, from: u64) -> String {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     read().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_out_is_read_from_the_log() {
+        assert_eq!(group_to_rebuild("damaged: start it with `--rebuild 12 --join HOST:PEERPORT`"), Some(12));
+        assert_eq!(group_to_rebuild("damaged"), None);
+    }
 }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 const ELECTION_MS: u64 = 3_000;
 
 /// Names of all kinds.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
     "kill",
     "pause",
     "storm",
@@ -37,7 +37,13 @@ pub const ALL: [&str; 13] = [
     "slow",
     "flip",
     "cut-file",
+    "disk-full",
 ];
+
+/// The kind that needs small disks.
+pub const SMALL_DISKS_ONLY: &str = "disk-full";
+/// Kinds that need a network which can do more than cut.
+pub const PROXY_ONLY: [&str; 3] = ["delay", "loss", "slow"];
 
 /// What the nemesis found out by itself.
 #[derive(Debug, Default)]
@@ -46,6 +52,8 @@ pub struct Found {
     pub violations: Vec<String>,
     /// Damaged files that a node refused, by name.
     pub detected: usize,
+    /// Replicas made new from a peer because of it.
+    pub rebuilt: usize,
 }
 
 /// Breaks things until `until`.
@@ -95,9 +103,10 @@ async fn strike(kind: &str, fleet: &mut Fleet, random: &mut StdRng, found: &mut 
         "kill" => process::kill(fleet, random).await,
         "pause" => process::pause(fleet, random).await,
         "storm" => process::storm(fleet, random).await,
+        "disk-full" => process::fill_disk(fleet, random),
         "flip" => corruption::damage(fleet, random, corruption::Damage::Flip, found).await,
         "cut-file" => corruption::damage(fleet, random, corruption::Damage::Cut, found).await,
-        _ => Ok(network::strike(kind, fleet, random).await),
+        _ => network::strike(kind, fleet, random).await,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Processes die, stand still, and come back.
+//! Processes die, stand still, come back, and find their disk full.
 
 use super::{minority, victim};
 use crate::Result;
@@ -51,4 +51,14 @@ pub async fn storm(fleet: &mut Fleet, random: &mut StdRng) -> Result<String> {
         fleet.kill(at).await?;
     }
     Ok(format!("all, then {rounds} more while they started"))
+}
+
+/// The disk of one node is full, or so nearly that it must not write, until mended.
+pub fn fill_disk(fleet: &Fleet, random: &mut StdRng) -> Result<String> {
+    let at = random.random_range(0..fleet.size());
+    let left: u64 = if random.random() { 0 } else { 30 << 20 };
+    match fleet.fill_disk(at, left)? {
+        true => Ok(format!("{}, {} MiB left", fleet.name(at), left >> 20)),
+        false => Err("`disk-full` needs `--small-disks`".into()),
+    }
 }
