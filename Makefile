@@ -59,8 +59,10 @@ jepsen: build ## Mixed faults on five real processes, a verdict on each promise:
 
 .PHONY: jepsen-selftest
 jepsen-selftest: build ## The harness must be able to fail: each seeded bug, what caught it, after how many seconds
-	cargo build -j$(JOBS) --locked -p cairn-node --features seeded-bugs --target-dir $(CARGO_TARGET_DIR)/seeded-bugs
-	$(BIN)/cairn-jepsen --cairnd $(CARGO_TARGET_DIR)/seeded-bugs/debug/cairnd --self-test --nodes 3 $(ARGS)
+	cargo build -j$(JOBS) --locked -p cairn-node --bin cairnd --features seeded-bugs
+	mv $(BIN)/cairnd $(BIN)/cairnd-seeded-bugs
+	cargo build -j$(JOBS) --locked -p cairn-node --bin cairnd
+	$(BIN)/cairn-jepsen --cairnd $(BIN)/cairnd-seeded-bugs --self-test --nodes 3 $(ARGS)
 
 .PHONY: sim
 sim: tools ## Simulated clusters under faults: SEEDS=2000 of them, or one again with its last events: SEED=7

@@ -285,6 +285,29 @@ fn has_test(text: &str, name: &str) -> bool {
 }
 
 #[test]
+fn bugs_on_purpose_are_nobodys_default() {
+    let mut problems = Vec::new();
+    for package in packages() {
+        let name = package["name"].as_str().unwrap_or_default();
+        let wakes = |features: &serde_json::Value| {
+            let mut features = features.as_array().into_iter().flatten().filter_map(|feature| feature.as_str());
+            features.any(|feature| feature.contains("seeded-bugs"))
+        };
+        for (feature, enables) in package["features"].as_object().into_iter().flatten() {
+            if feature != "seeded-bugs" && wakes(enables) {
+                problems.push(format!("feature `{feature}` of {name}"));
+            }
+        }
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            if wakes(&dependency["features"]) {
+                problems.push(format!("{name} on {}", dependency["name"]));
+            }
+        }
+    }
+    none(&problems, "`seeded-bugs` is named on the command line of `make jepsen-selftest` and nowhere else.");
+}
+
+#[test]
 fn every_invariant_has_its_check() {
     let mut problems = Vec::new();
     let all = invariants();

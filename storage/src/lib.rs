@@ -11,6 +11,7 @@
 //! - [`near`]: "did you mean"
 //! - [`blob`]: artifacts: content-defined chunks named by BLAKE3
 //! - [`error`]: what can go wrong
+//! - `seeded`: bugs on purpose, only with the feature `seeded-bugs`
 //!
 //! Always true (each checked by a property test named after it):
 //! - I1 a definition version, once made, never changes
@@ -31,6 +32,8 @@ pub mod meta;
 pub mod near;
 pub mod replica;
 pub mod row;
+#[cfg(feature = "seeded-bugs")]
+pub mod seeded;
 pub mod shard;
 #[cfg(test)]
 mod testing;

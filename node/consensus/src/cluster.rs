@@ -361,6 +361,8 @@ fn successor(group: &Group, me: NodeId) -> Option<NodeId> {
 
 async fn open_wal(options: &Options) -> Result<Arc<Wal>> {
     let (dir, files) = (options.data_dir.join("wal"), options.log_files.clone());
+    #[cfg(feature = "seeded-bugs")]
+    let files = crate::seeded::files(files);
     let options = options.wal.clone();
     let open = move || Wal::open(&dir, options, files);
     let opened = machine::blocking(open).await.map_err(stopped)?;

@@ -41,6 +41,8 @@ pub mod options;
 mod propose;
 mod reads;
 mod rebuild;
+#[cfg(feature = "seeded-bugs")]
+mod seeded;
 mod server;
 mod snapshot;
 mod standing;

@@ -153,6 +153,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let bytes = codec::encode_vote(vote);
+        #[cfg(feature = "seeded-bugs")]
+        if cairn_storage::seeded::awake("forget-vote") {
+            return Ok(());
+        }
         self.durably(|done| self.wal.save_vote(self.group, bytes.to_vec(), done)).await
     }
 

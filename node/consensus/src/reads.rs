@@ -92,6 +92,10 @@ pub(crate) async fn bounded(
     max_staleness: Duration,
     deadline: Instant,
 ) -> Result<()> {
+    #[cfg(feature = "seeded-bugs")]
+    if cairn_storage::seeded::awake("stale-bounded") {
+        return Ok(());
+    }
     if !group.reads.fresh_within(max_staleness) {
         return linearizable(node, group, deadline).await;
     }
@@ -178,6 +182,10 @@ async fn ask(node: &Node, group: &Group, attempt: usize) -> Result<u64, String> 
 
 /// The read index of a leading node, or who leads instead.
 pub(crate) async fn read_index_here(group: &Group) -> Result<Result<u64, Option<NodeId>>, String> {
+    #[cfg(feature = "seeded-bugs")]
+    if cairn_storage::seeded::awake("stale-read") {
+        return Ok(Ok(*group.applied.borrow()));
+    }
     #[cfg(test)]
     if seeded(Bug::ReadWithoutQuorum)
         && group.raft.server_metrics().borrow_watched().state == openraft::ServerState::Leader

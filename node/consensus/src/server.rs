@@ -380,6 +380,10 @@ async fn answer_message(node: &Node, frame: RaftFrame) -> Result<Message, String
             if !request.entries.is_empty() {
                 node.check_room().map_err(|error| error.to_string())?;
             }
+            #[cfg(feature = "seeded-bugs")]
+            if let Some(lie) = crate::seeded::append_later(raft, frame.group, &request) {
+                return Ok(Message::AppendReply(codec::encode_append_reply(&lie)));
+            }
             let reply = raft.append_entries(request).await.map_err(|error| error.to_string())?;
             Ok(Message::AppendReply(codec::encode_append_reply(&reply)))
         }

@@ -231,7 +231,10 @@ impl<'c> Rows<'c> {
         let (mut key, mut value) = (Vec::new(), Vec::new());
         for (index, row) in self.rows.iter().enumerate() {
             let entity = entity_of[index];
-            if Some(row.row.version()) >= newest[entity] {
+            let wins = Some(row.row.version()) >= newest[entity];
+            #[cfg(feature = "seeded-bugs")]
+            let wins = wins || crate::seeded::awake("last-arrival");
+            if wins {
                 newest[entity] = Some(row.row.version());
                 winners[entity] = Some(index);
                 if let Some(Some(outcome)) = outcomes.get_mut(row.slot) {
@@ -246,6 +249,12 @@ impl<'c> Rows<'c> {
         }
         for &winner in winners.iter().flatten() {
             encode_latest(&self.rows[winner].row, &mut value);
+            #[cfg(feature = "seeded-bugs")]
+            if crate::seeded::awake("torn-batch") {
+                let mut early = db.batch()?;
+                early.put(LATEST, self.key(winner), &value);
+                db.write(early)?;
+            }
             batch.put(LATEST, self.key(winner), &value);
         }
         Ok(())

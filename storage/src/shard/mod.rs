@@ -150,6 +150,14 @@ impl Replica for Shard {
     fn install(&self, dir: &Path) -> Result<(), Fatal> {
         let _changing = self.changing.lock();
         let progress = self.group.install(dir, read_progress)?;
+        #[cfg(feature = "seeded-bugs")]
+        if crate::seeded::awake("lost-dedup") {
+            let db = self.group.db();
+            let mut batch = db.batch()?;
+            // Behind the state: producers and their sequences.
+            batch.delete_range(SYSTEM, &[1], &[3]);
+            db.write(batch)?;
+        }
         *self.progress.write() = progress;
         Ok(())
     }
