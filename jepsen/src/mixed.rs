@@ -110,7 +110,7 @@ pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
         plan.nodes,
         plan.network,
         plan.small_disks,
-        &["--snapshot-entries", "100", "--cache-mib", "64"],
+        &["--snapshot-entries", "40", "--cache-mib", "64"],
     )
     .await?;
     let history = Arc::new(History::new(folder)?);

@@ -254,6 +254,7 @@ impl<'c> Rows<'c> {
                 let mut early = db.batch()?;
                 early.put(LATEST, self.key(winner), &value);
                 db.write(early)?;
+                std::thread::park_timeout(std::time::Duration::from_millis(3)); // so that a read falls between
             }
             batch.put(LATEST, self.key(winner), &value);
         }
