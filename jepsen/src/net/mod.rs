@@ -9,7 +9,7 @@ pub mod namespaces;
 pub mod owner;
 
 use crate::Result;
-use cairn_client::local::{Place, free_addresses};
+use cairn_client::local::Place;
 use mesh::Mesh;
 use namespaces::Namespaces;
 
@@ -55,8 +55,8 @@ impl Network {
             }
             return Ok((Self::Namespaces(spaces), places));
         }
-        for _ in 0..nodes {
-            let [address, peer_address] = free_addresses()?;
+        for at in 0..nodes {
+            let [address, peer_address] = free_addresses(at)?;
             places.push(Place { address, peer_address, launcher: Vec::new(), extra: Vec::new() });
         }
         let mesh = Mesh::start(places.iter().map(|place| place.peer_address.clone()).collect()).await?;
@@ -95,4 +95,15 @@ impl Network {
             mesh.set_processes(processes);
         }
     }
+}
+
+/// A client and a peer address for node `at`, on an address of its own: connections leave from 127.0.0.1, so none of them
+/// can take a port between now and the node's start.
+fn free_addresses(at: usize) -> Result<[String; 2]> {
+    let id = std::process::id();
+    let host = format!("127.{}.{}.{}", 100 + id % 100, id / 100 % 250, at + 1);
+    let bind = || std::net::TcpListener::bind((host.as_str(), 0));
+    // Both are held until both are known, so that they differ.
+    let (client, peer) = (bind()?, bind()?);
+    Ok([client.local_addr()?.to_string(), peer.local_addr()?.to_string()])
 }
