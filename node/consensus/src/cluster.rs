@@ -409,11 +409,12 @@ struct Opened {
 
 async fn open_group(parts: &Parts, id: GroupId, host: Arc<dyn Host>) -> Result<Opened> {
     let data_dir = parts.data_dir.clone();
+    let opener = host.clone();
     let open = move || -> Result<(Arc<dyn Replica>, Arc<SnapshotStore>)> {
         let dir = group_dir(&data_dir, id);
         std::fs::create_dir_all(&dir).map_err(Error::io(format!("cannot make {}", dir.display())))?;
         let store = SnapshotStore::open(snapshot_dir(&data_dir, id))?;
-        let replica = host.open_replica(id, &dir).map_err(|error| match error {
+        let replica = opener.open_replica(id, &dir).map_err(|error| match error {
             cairn_storage::Error::Corrupt(damage) => Error::Corrupt(rebuild::advice(id, &damage)),
             other => other.into(),
         })?;
@@ -422,7 +423,7 @@ async fn open_group(parts: &Parts, id: GroupId, host: Arc<dyn Host>) -> Result<O
     let (replica, store) = blocking(open).await?;
     let applied = watch::Sender::new(0);
     let follow = applied.subscribe();
-    let machine = StateMachine::new(replica.clone(), store.clone(), parts.building.clone(), applied)
+    let machine = StateMachine::new(replica.clone(), host, store.clone(), parts.building.clone(), applied)
         .map_err(Error::io(format!("group {id} does not know its position")))?;
     let network = Network {
         group: id,

@@ -6,6 +6,7 @@
 
 use crate::codec;
 use crate::machine;
+use crate::options::Host;
 use crate::snapshot::{Snapshot, SnapshotDir, SnapshotStore};
 use crate::types::*;
 use bytes::Bytes;
@@ -26,6 +27,7 @@ type Item = (Entry, Option<ApplyResponder<TypeConfig>>);
 
 pub struct StateMachine {
     replica: Arc<dyn Replica>,
+    host: Arc<dyn Host>,
     snapshots: Arc<SnapshotStore>,
     /// One snapshot is built at a time on a node.
     building: Arc<Semaphore>,
@@ -37,13 +39,14 @@ impl StateMachine {
     /// `applied` follows the index of the last applied entry.
     pub fn new(
         replica: Arc<dyn Replica>,
+        host: Arc<dyn Host>,
         snapshots: Arc<SnapshotStore>,
         building: Arc<Semaphore>,
         applied: watch::Sender<u64>,
     ) -> io::Result<Self> {
         let position = codec::decode_meta(Bytes::from(replica.position().unwrap_or_default()))?;
         applied.send_replace(index_or_zero(position.last_log_id.as_ref()));
-        Ok(Self { replica, snapshots, building, position, applied })
+        Ok(Self { replica, host, snapshots, building, position, applied })
     }
 
     async fn apply_batch(&mut self, batch: Vec<Item>) -> io::Result<()> {
@@ -114,7 +117,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if batch.is_empty() { Ok(()) } else { self.apply_batch(batch).await }
     }
 
-    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Builder> {
+    /// A snapshot is put off while there is no room for it: one that fails half-way would stop the group.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        if !force && self.host.check_room().is_err() {
+            return None;
+        }
         Some(self.get_snapshot_builder().await)
     }
 

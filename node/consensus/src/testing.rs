@@ -55,7 +55,7 @@ impl MemoryReplica {
         self.all_nodes().into_iter().filter(|node| node.state() != NodeState::Removed).collect()
     }
 
-    fn removed(&self) -> Vec<NodeId> {
+    pub fn removed(&self) -> Vec<NodeId> {
         let removed = self.all_nodes().into_iter().filter(|node| node.state() == NodeState::Removed);
         removed.map(|node| node.id).collect()
     }

@@ -40,7 +40,9 @@ fn stores_conform() {
             let snapshots = Arc::new(SnapshotStore::open(dir.path().join("snapshots")).unwrap());
             let replica = Arc::new(MemoryReplica::default());
             let building = Arc::new(Semaphore::new(1));
-            let machine = StateMachine::new(replica, snapshots, building, watch::Sender::new(0)).unwrap();
+            let machine =
+                StateMachine::new(replica, Arc::new(TestHost::default()), snapshots, building, watch::Sender::new(0))
+                    .unwrap();
             Ok((dir, LogStore::new(wal, 3), machine))
         }
     }

@@ -200,6 +200,14 @@ impl Host for Replicas {
         self.groups.lock().get(&0).map(|meta| meta.inner.nodes()).unwrap_or_default()
     }
 
+    fn removed_nodes(&self) -> Vec<NodeId> {
+        self.groups.lock().get(&0).map(|meta| meta.inner.removed()).unwrap_or_default()
+    }
+
+    fn artifacts_missing(&self) -> u64 {
+        0
+    }
+
     fn replication_factor(&self) -> u32 {
         self.world.replication_factor
     }
