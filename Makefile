@@ -59,9 +59,9 @@ jepsen: build ## Mixed faults on five real processes, a verdict on each promise:
 
 .PHONY: jepsen-selftest
 jepsen-selftest: build ## The harness must be able to fail: each seeded bug, what caught it, after how many seconds
-	cargo build -j$(JOBS) --locked -p cairn-node --bin cairnd --features seeded-bugs
+	cargo build -j$(JOBS) --locked --workspace --bins --features cairn-node/seeded-bugs
 	mv $(BIN)/cairnd $(BIN)/cairnd-seeded-bugs
-	cargo build -j$(JOBS) --locked -p cairn-node --bin cairnd
+	cargo build -j$(JOBS) --locked --workspace --bins
 	$(BIN)/cairn-jepsen --cairnd $(BIN)/cairnd-seeded-bugs --self-test --nodes 3 $(ARGS)
 
 .PHONY: sim

@@ -17,7 +17,7 @@ async fn a_second_node_of_the_same_name_is_refused() -> TestResult {
     let join = ["--name", "n1", "--join", victim.peer_address()];
     let error = refused_start(&folder.path().join("n2"), &join).await?;
     let error = error.replace(victim.peer_address(), "ADDRESS");
-    expect!["a node named `n1` is in the cluster already (id 1, at ADDRESS); start this one with another `--name`, or with the data directory it had"].assert_eq(&error);
+    expect!["a node named `n1` is in the cluster already (id 1, at ADDRESS); start this one with another `--name`, with the data directory it had, or take the old one out first (`cairn cluster remove n1`)"].assert_eq(&error);
     assert_eq!(victim.story.client.status().await?.nodes.len(), 1);
     victim.works().await
 }

@@ -15,6 +15,9 @@ use tonic::{Request, Response, Status};
 
 /// How long a lead may take to move, an election that goes wrong included.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Trouble that is gone within this is none, looked at this often.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
+const SETTLE_LOOK: Duration = Duration::from_millis(200);
 /// Moves begin up to here; the client's own deadline is 30 s unless it says otherwise.
 const REBALANCE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Voters of a group when the cluster does not say.
@@ -100,13 +103,21 @@ async fn called(node: &Node, name_or_id: &str) -> NodeResult<Arc<record::Node>> 
 
 /// What a removal would cost, when it may begin all the same.
 async fn removal_warnings(node: &Node, leaving: &record::Node, force: bool) -> NodeResult<Vec<String>> {
-    let view = node.cluster.view().await;
     let factor = node.meta.catalog().cluster().map_or(0, |cluster| cluster.replication_factor as usize);
     let factor = if factor == 0 { REPLICATION_FACTOR_DEFAULT } else { factor };
-    let troubles = view.removal_troubles(leaving.id, factor);
-    if troubles.is_empty() || force {
-        return Ok(troubles);
-    }
+    // A leader that has just begun does not know yet how far the others are, and a busy follower is behind for a moment.
+    let deadline = Instant::now() + SETTLE_TIMEOUT;
+    let mut looks = tokio::time::interval(SETTLE_LOOK);
+    let troubles = loop {
+        looks.tick().await;
+        let troubles = node.cluster.view().await.removal_troubles(leaving.id, factor);
+        if troubles.is_empty() || force {
+            return Ok(troubles);
+        }
+        if Instant::now() >= deadline {
+            break troubles;
+        }
+    };
     Err(Error::new(
         ErrorKind::Conflict,
         format!(
