@@ -1,10 +1,12 @@
-//! The short form of `make jepsen`: every promise under every kind of fault, on three nodes.
+//! The short form of `make jepsen`: every promise, on three nodes. Damaged files are left to the long form, because a
+//! replica is made new after each, which takes a busy machine longer than a test may.
 
 use cairn_jepsen::mixed::{Plan, run};
-use cairn_jepsen::nemesis::SMALL_DISKS_ONLY;
 use cairn_jepsen::net::Kind;
-use cairn_jepsen::{Result, nemesis, workloads};
+use cairn_jepsen::{Result, workloads};
 use std::time::Duration;
+
+const FAULTS: [&str; 6] = ["kill", "pause", "leader-alone", "majority", "one-way", "slow"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_promise_holds_under_mixed_faults() -> Result<()> {
@@ -17,7 +19,7 @@ async fn every_promise_holds_under_mixed_faults() -> Result<()> {
         small_disks: false,
         lasts: Duration::from_secs(30),
         seed,
-        nemeses: nemesis::ALL.iter().filter(|kind| **kind != SMALL_DISKS_ONLY).map(|kind| (*kind).to_owned()).collect(),
+        nemeses: FAULTS.map(str::to_owned).to_vec(),
         workloads: workloads::ALL.map(str::to_owned).to_vec(),
     };
     let verdict = run(&plan, folder.path()).await?;

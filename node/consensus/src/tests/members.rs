@@ -78,7 +78,10 @@ async fn leads_move_in_a_loop_and_no_write_or_read_fails() {
         let to = voters[round % 3];
         let through = &nodes[round % 4];
         let began = Instant::now();
-        through.cluster.transfer_lead(1, to, soon()).await.unwrap();
+        while let Err(error) = through.cluster.transfer_lead(1, to, soon()).await {
+            // A voter that is behind for a moment gets no lead, and nothing has changed.
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        }
         waited = waited.max(began.elapsed());
         let view = through.cluster.view().await;
         assert_eq!(view.groups()[1].leader, Some(to));
