@@ -1,9 +1,10 @@
 //! Bytes that no client of ours sends: broken Arrow streams, noise on both ports, callers that never finish. Each is
 //! refused or cut off alone; everybody else is served meanwhile.
 
-mod faults_support;
-mod support;
-
+use crate::faults_support::wire::{connect, exchange, hold, messages, put, throw};
+use crate::faults_support::{Victim, driver, row, told};
+use crate::support::TestResult;
+use crate::support::chance::Chance;
 use arrow_flight::{FlightData, FlightDescriptor};
 use arrow_ipc::CompressionType;
 use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
@@ -11,10 +12,6 @@ use cairn_proto::PEER_PROTOCOL;
 use cairn_proto::peer::v1::peer_client::PeerClient;
 use cairn_proto::peer::v1::{Envelope, JoinRequest, ProposeRequest, RaftFrame, ReadIndexRequest, SnapshotFrame};
 use expect_test::{Expect, expect};
-use faults_support::wire::{connect, exchange, hold, messages, put, throw};
-use faults_support::{Victim, driver, row, told};
-use support::TestResult;
-use support::chance::Chance;
 use tonic::transport::Channel;
 
 const INGEST: &str = r#"{"op":"ingest","feature_view":"stats"}"#;
@@ -174,8 +171,8 @@ async fn messages_that_unfold_without_bound_are_refused() -> TestResult {
     victim.unchanged().await?;
     // An honest one is read like any other.
     assert!(put(victim.address(), compressed(CompressionType::ZSTD)?).await?.is_none());
-    let read = victim.story.online(support::service("eta"), &driver(9)).await?;
-    assert_eq!(support::rows::show(&read), "driver_id | rating | trips\n9 | 1.0 | 1\n");
+    let read = victim.story.online(crate::support::service("eta"), &driver(9)).await?;
+    assert_eq!(crate::support::rows::show(&read), "driver_id | rating | trips\n9 | 1.0 | 1\n");
     victim.works().await
 }
 
@@ -250,7 +247,7 @@ async fn callers_that_never_finish_hold_up_nobody() -> TestResult {
         uploads.push(client.do_put(stream).await?.into_inner());
     }
     victim.serves().await?;
-    assert_eq!(support::http::get(victim.address(), "/health")?.status, 200);
+    assert_eq!(crate::support::http::get(victim.address(), "/health")?.status, 200);
     victim.unharmed().await
 }
 

@@ -1,12 +1,10 @@
 //! Story 1: a team keeps its definitions in YAML files and applies them, again and again, from more than one machine.
 
-mod support;
-
+use crate::support::rows::{at, batch, floats32, ints, show, times};
+use crate::support::{Story, TestResult, changes, features, files, service};
 use cairn_client::api::SourceFile;
 use cairn_client::{DEFAULT_PROJECT, ErrorKind};
 use expect_test::{Expect, expect};
-use support::rows::{at, batch, floats32, ints, show, times};
-use support::{Story, TestResult, changes, features, files, service};
 
 const DRIVERS: &str = r#"kind: Entity
 name: driver
@@ -110,7 +108,7 @@ async fn a_changed_schema_makes_version_2_and_its_readers_follow() -> TestResult
     "#]]
     .assert_eq(&show(&story.online(features(&["stats@1:rating", "stats@1:trips"]), &keys).await?));
     story.store("stats", one_rating()).await?;
-    let asked = batch(&[("driver_id", ints([7])), ("fare", support::rows::floats([2.5]))]);
+    let asked = batch(&[("driver_id", ints([7])), ("fare", crate::support::rows::floats([2.5]))]);
     expect![[r#"
         driver_id | fare | rating | earned
         7 | 2.5 | 4.5 | 7.5

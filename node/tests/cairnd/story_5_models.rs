@@ -1,8 +1,11 @@
 //! Story 5: a CI pipeline registers models and promotes them; a service sends entity keys and gets predictions, from
 //! whatever version is promoted then.
 
-mod support;
-
+use crate::support::models::{
+    flights, flights_story, golden, golden_model, matrix, numbers, register, registration, trips,
+};
+use crate::support::rows::{at, batch, floats32, ints, only, times};
+use crate::support::{Story, TestResult, http, service};
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Float32Type;
@@ -15,9 +18,6 @@ use expect_test::{expect, expect_file};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
-use support::models::{flights, flights_story, golden, golden_model, matrix, numbers, register, registration, trips};
-use support::rows::{at, batch, floats32, ints, only, times};
-use support::{Story, TestResult, http, service};
 
 /// onnxruntime and burn round in different places.
 const TOLERANCE: f64 = 1e-5;
@@ -397,8 +397,8 @@ spec: {features: ["hourly:conv_rate", "hourly:city", scaled]}
         ("driver_id", ints([1001, 1002])),
         ("event_timestamp", times([at(0), at(1) + 250_000])),
         ("conv_rate", floats32([Some(0.85), None])),
-        ("trips", support::rows::ints32([832, 17])),
-        ("city", support::rows::texts(["Zürich", "Basel"])),
+        ("trips", crate::support::rows::ints32([832, 17])),
+        ("city", crate::support::rows::texts(["Zürich", "Basel"])),
     ]);
     story.store("hourly", rows).await?;
     let pretty = |answer: http::Answer| -> TestResult<String> {

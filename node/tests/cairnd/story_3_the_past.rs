@@ -1,8 +1,9 @@
 //! Story 3: somebody asks what a feature was at a moment: as the data has it, and as Cairn knew it. Serving and
 //! training give the same answer.
 
-mod support;
-
+use crate::support::chance::Chance;
+use crate::support::rows::{SECOND, at, batch, floats, ints, now_us, only, show, times};
+use crate::support::{Story, TestResult, features, service, training};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int64Type, TimestampMicrosecondType};
 use arrow_array::{Array, ArrayRef, RecordBatch};
@@ -10,9 +11,6 @@ use cairn_client::{ErrorKind, Timestamp};
 use expect_test::expect;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use support::chance::Chance;
-use support::rows::{SECOND, at, batch, floats, ints, now_us, only, show, times};
-use support::{Story, TestResult, features, service, training};
 
 const DRIVERS: &str = r#"
 kind: Entity
@@ -270,7 +268,7 @@ async fn what_is_computed_while_reading_is_the_same_for_serving_and_training() -
     expect!["column `fare` float64 is missing, request data of on-demand feature view `pay`; needed are `driver_id` int64, `fare` float64, found `driver_id`"].assert_eq(&error.to_string());
     let error = story.historical(&join, &[only(&spine, &["driver_id", "event_timestamp"])]).await.unwrap_err();
     expect!["column `fare` float64 is missing, request data of on-demand feature view `pay`; needed are `driver_id` int64, `fare` float64, found `driver_id`, `event_timestamp`"].assert_eq(&error.to_string());
-    let words = batch(&[("driver_id", ints([7])), ("fare", support::rows::texts(["much"]))]);
+    let words = batch(&[("driver_id", ints([7])), ("fare", crate::support::rows::texts(["much"]))]);
     let error = story.online(service("ride"), &words).await.unwrap_err();
     expect!["column `fare` is Utf8, which does not fit its declared type float64"].assert_eq(&error.to_string());
     story.end().await

@@ -1,16 +1,13 @@
 //! Requests that are wrong: each is refused by name with the fix, changes nothing, and the node goes on serving.
 
-mod faults_support;
-mod support;
-
+use crate::faults_support::{Victim, driver, refused, row};
+use crate::support::rows::{at, batch, floats, floats32, ints, texts, times};
+use crate::support::{TestResult, features, into, service, training};
 use arrow_array::{ArrayRef, RecordBatch};
 use cairn_client::command::{GetOnlineFeatures, Ingest, Predict};
 use cairn_client::registry::{Expected, Promotion, VersionOf};
 use cairn_client::{Client, DEFAULT_PROJECT, read};
 use expect_test::{Expect, expect};
-use faults_support::{Victim, driver, refused, row};
-use support::rows::{at, batch, floats, floats32, ints, texts, times};
-use support::{TestResult, features, into, service, training};
 
 #[tokio::test]
 async fn unknown_names_are_told_with_near_ones() -> TestResult {
@@ -200,7 +197,10 @@ async fn rows_without_a_key_or_a_time_are_rejected_one_by_one() -> TestResult {
     let rejections: Vec<String> = reply.rejections.iter().map(|it| format!("{}: {}", it.row, it.reason)).collect();
     assert_eq!(rejections, ["0: join key `driver_id` is null", "1: `event_timestamp` is null"]);
     let read = victim.story.online(service("eta"), &batch(&[("driver_id", ints([1, 2]))])).await?;
-    assert_eq!(support::rows::show(&read), "driver_id | rating | trips\n1 |  | \n2 | 3.0 | \n".replace(" \n", "\n"));
+    assert_eq!(
+        crate::support::rows::show(&read),
+        "driver_id | rating | trips\n1 |  | \n2 | 3.0 | \n".replace(" \n", "\n")
+    );
 
     // A null key names nobody: a read of it finds nothing, and a join leaves it without features.
     let mut ask = service("eta");
@@ -211,7 +211,7 @@ async fn rows_without_a_key_or_a_time_are_rejected_one_by_one() -> TestResult {
          |  | NOT_FOUND |  | NOT_FOUND
         7 | 4.5 | PRESENT | 3 | PRESENT
     "#]]
-    .assert_eq(&support::rows::show(&read));
+    .assert_eq(&crate::support::rows::show(&read));
     victim.works().await
 }
 
@@ -249,7 +249,7 @@ async fn a_batch_over_the_row_limit_is_refused() -> TestResult {
     ]);
     expect!["too_large: a batch of 65537 rows is over the limit of 65536; send smaller batches"]
         .assert_eq(&refused(victim.story.ingest("stats", many.clone()).await));
-    let keys = support::rows::only(&many, &["driver_id"]);
+    let keys = crate::support::rows::only(&many, &["driver_id"]);
     expect!["too_large: a batch of 65537 entity rows is over the limit of 65536; send smaller batches"]
         .assert_eq(&refused(victim.story.online(service("eta"), &keys).await));
     victim.unharmed().await
@@ -260,7 +260,7 @@ async fn http_requests_are_refused_with_kind_and_reason() -> TestResult {
     let victim = Victim::new().await?;
     let address = victim.address().to_owned();
     let check = |path: &str, body: &str, expected: Expect| -> TestResult {
-        let answer = support::http::post(&address, path, body)?;
+        let answer = crate::support::http::post(&address, path, body)?;
         let json = answer.json()?;
         expected.assert_eq(&format!("{} {}: {}", answer.status, json["kind"], json["error"]));
         Ok(())

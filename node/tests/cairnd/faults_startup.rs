@@ -1,14 +1,11 @@
 //! Starts that cannot be: each says what is in the way and what to do, ends with a failure, and leaves everything as it
 //! was.
 
-mod faults_support;
-mod support;
-
+use crate::faults_support::Victim;
+use crate::faults_support::process::{contents, fill, node_over, ports, refused_start, stored};
+use crate::support::TestResult;
 use expect_test::expect;
-use faults_support::Victim;
-use faults_support::process::{contents, fill, node_over, ports, refused_start, stored};
 use std::path::{Path, PathBuf};
-use support::TestResult;
 
 #[tokio::test]
 async fn a_second_node_of_the_same_name_is_refused() -> TestResult {

@@ -1,16 +1,13 @@
 //! Damaged files: found out when they are read, never served, and made whole again from another node.
 
-mod faults_support;
-mod support;
-
+use crate::faults_support::DEFINITIONS;
+use crate::faults_support::process::refused_start;
+use crate::support::rows::{at, batch, floats32, ints, show, times};
+use crate::support::{Story, TestResult, files, into, service};
 use arrow_array::RecordBatch;
 use cairn_client::command::{GetOnlineFeatures, Level, Read};
 use cairn_client::{Client, DEFAULT_PROJECT, ErrorKind};
-use faults_support::DEFINITIONS;
-use faults_support::process::refused_start;
 use std::path::{Path, PathBuf};
-use support::rows::{at, batch, floats32, ints, show, times};
-use support::{Story, TestResult, files, into, service};
 
 const DRIVERS: i64 = 16_000;
 /// Rows of one log entry or two.

@@ -1,16 +1,14 @@
 //! Story 4: a data scientist builds training sets over the wire and never sees the future.
 
-mod support;
-
+use crate::support::chance::Chance;
+use crate::support::rows::{at, batch, floats, ints, now_us, show, texts, times};
+use crate::support::{Story, TestResult, training};
 use arrow_array::types::TimestampNanosecondType;
 use arrow_array::{ArrayRef, PrimitiveArray, RecordBatch, TimestampMicrosecondArray};
 use cairn_client::Timestamp;
 use cairn_client::command::GetHistoricalFeatures;
 use expect_test::{Expect, expect};
 use std::sync::Arc;
-use support::chance::Chance;
-use support::rows::{at, batch, floats, ints, now_us, show, texts, times};
-use support::{Story, TestResult, training};
 
 const DRIVERS: &str = r#"
 kind: Entity

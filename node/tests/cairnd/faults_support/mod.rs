@@ -3,9 +3,6 @@
 //! Always true: [`Victim::unharmed`] ends every test that sends something wrong: no log entry was made, what was stored
 //! reads as before, new rows are taken, and the process stops cleanly.
 
-// Each file of fault tests is a crate of its own and uses a part of this.
-#![allow(dead_code)]
-
 pub mod process;
 pub mod wire;
 

@@ -1,16 +1,13 @@
 //! Files that are no models, and models that do not fit: refused by name, nothing is registered.
 
-mod faults_support;
-mod support;
-
+use crate::faults_support::{Victim, refused};
+use crate::support::TestResult;
+use crate::support::chance::Chance;
+use crate::support::models::{golden, registration};
 use bytes::Bytes;
 use cairn_client::registry::VersionOf;
 use cairn_client::{DEFAULT_PROJECT, ErrorKind, api};
 use expect_test::{Expect, expect};
-use faults_support::{Victim, refused};
-use support::TestResult;
-use support::chance::Chance;
-use support::models::{golden, registration};
 
 /// The same file with one operator name exchanged for another of the same length.
 fn renamed(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {

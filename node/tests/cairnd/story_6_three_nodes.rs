@@ -1,8 +1,9 @@
 //! Story 6: an operator runs three nodes. Clients talk to any of them; nodes die, come back and join, and nobody loses
 //! a row or reads a wrong one.
 
-mod support;
-
+use crate::support::models::{golden_model, register};
+use crate::support::rows::{at, batch, ints, now_us, times};
+use crate::support::{Story, TestResult, features, files, into, once, stale};
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
@@ -11,9 +12,6 @@ use cairn_client::registry::{Expected, Promotion, VersionOf};
 use cairn_client::{Client, DEFAULT_PROJECT, ErrorKind, Options, Timestamp, api, read};
 use futures::SinkExt;
 use std::time::{Duration, Instant};
-use support::models::{golden_model, register};
-use support::rows::{at, batch, ints, now_us, times};
-use support::{Story, TestResult, features, files, into, once, stale};
 
 const DRIVERS: &str = r#"
 kind: Entity
@@ -148,7 +146,7 @@ async fn definitions_and_aliases_hold_on_every_node_at_once() -> TestResult {
     }
     story.client = clients[1].clone();
     golden_model(&story, "linear_regression", "X").await?;
-    register(&story, "linear_regression", &support::models::golden("linear_regression.onnx"), "").await?;
+    register(&story, "linear_regression", &crate::support::models::golden("linear_regression.onnx"), "").await?;
     for round in 0..24 {
         let [first, second, third] = [0, 1, 2].map(|step| &clients[(round + step) % 3]);
         let version = 1 + round as u32 % 2;
@@ -360,7 +358,7 @@ async fn a_node_killed_at_any_moment_comes_back_with_everything_it_acknowledged(
         assert_eq!((again.rows_accepted, again.rows_duplicate, &again.token), (0, KEYS as u64, &stored.token));
     }
     // And writes go on behind what was there.
-    register(&story, "linear_regression", &support::models::golden("linear_regression.onnx"), "").await?;
+    register(&story, "linear_regression", &crate::support::models::golden("linear_regression.onnx"), "").await?;
     assert_eq!(story.client.model(DEFAULT_PROJECT, "linear_regression").await?.versions.len(), 2);
     story.end().await
 }

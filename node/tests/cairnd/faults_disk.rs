@@ -1,22 +1,19 @@
 //! A full disk: the node takes no more writes and says why, reads go on, and writes are taken again once there is space.
 //! Nothing acknowledged is lost, even where the disk is full to the last byte.
 
-mod faults_support;
-mod support;
-
+use crate::faults_support::process::{fill, node_over, store, stored};
+use crate::faults_support::{DEFINITIONS, driver, refused, row};
+use crate::support::rows::{at, batch, floats32, ints, show, times};
+use crate::support::{TestResult, files, into, service};
 use arrow_array::RecordBatch;
 use cairn_client::command::{GetOnlineFeatures, Level, Read};
 use cairn_client::local::LocalCluster;
 use cairn_client::{Client, DEFAULT_PROJECT, Error, ErrorKind, api};
 use expect_test::expect;
-use faults_support::process::{fill, node_over, store, stored};
-use faults_support::{DEFINITIONS, driver, refused, row};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::rows::{at, batch, floats32, ints, show, times};
-use support::{TestResult, files, into, service};
 
 /// More than any disk has: 2^40 MiB.
 const ENDLESS: &str = "1099511627776";
@@ -60,7 +57,7 @@ async fn below_its_reserve_a_node_is_read_only() -> TestResult {
     let status = client.status().await?;
     assert!(status.read_only);
     assert_eq!(sentence(format!("read_only: {}", status.read_only_reason)), told);
-    let metrics = support::http::get(client.address(), "/metrics")?.body;
+    let metrics = crate::support::http::get(client.address(), "/metrics")?.body;
     assert!(metrics.lines().any(|line| line == "cairn_node_read_only 1"), "{metrics}");
     cluster.stop().await?;
 

@@ -1,8 +1,9 @@
 //! Story 7: an operator changes a cluster of five while it serves: leads move, a node drains, a node leaves for good and
 //! its machine comes back as a new one. Whoever writes, promotes and reads meanwhile notices nothing but time.
 
-mod support;
-
+use crate::support::models::{golden, golden_model, register};
+use crate::support::rows::{at, batch, ints, times};
+use crate::support::{Story, TestResult, features, into};
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
@@ -12,9 +13,6 @@ use futures::future::join_all;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use support::models::{golden, golden_model, register};
-use support::rows::{at, batch, ints, times};
-use support::{Story, TestResult, features, into};
 
 const DRIVERS: &str = r#"
 kind: Entity

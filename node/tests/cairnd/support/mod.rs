@@ -3,9 +3,6 @@
 //!
 //! Always true: nothing here waits for time to pass, tries anything twice, or knows the node's insides.
 
-// Each story is a crate of its own and uses a part of this.
-#![allow(dead_code)]
-
 pub mod chance;
 pub mod http;
 pub mod models;

@@ -1,8 +1,9 @@
 //! Story 2: a service stores feature rows and reads them back a moment later: every type, every status, whatever order
 //! rows come in and however often they are sent.
 
-mod support;
-
+use crate::support::chance::Chance;
+use crate::support::rows::{DAY, SECOND, at, batch, floats, floats32, ints, ints32, now_us, only, show, texts, times};
+use crate::support::{Story, TestResult, features, into, once};
 use arrow_array::builder::{
     BinaryBuilder, BooleanBuilder, Date32Builder, FixedSizeListBuilder, Float32Builder, Int32Builder, Int64Builder,
     ListBuilder,
@@ -18,9 +19,6 @@ use futures::SinkExt;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use support::chance::Chance;
-use support::rows::{DAY, SECOND, at, batch, floats, floats32, ints, ints32, now_us, only, show, texts, times};
-use support::{Story, TestResult, features, into, once};
 
 const ITEMS: &str = r#"
 kind: Entity
@@ -662,7 +660,7 @@ async fn half_a_producer_and_unknown_names_are_refused() -> TestResult {
     )
     .await;
     check(
-        support::service("eta"),
+        crate::support::service("eta"),
         expect!["feature service `eta` not found in project `default`; apply its definition first (`cairn apply`)"],
     )
     .await;
