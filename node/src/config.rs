@@ -56,6 +56,9 @@ pub struct Args {
     /// Log entries after which a group makes a snapshot and drops what it no longer needs of its log. [default: 50000]
     #[arg(long, value_name = "N")]
     pub snapshot_entries: Option<u64>,
+    /// Seconds between two comparisons of each group's replicas; 0 = they are not compared. [default: 600]
+    #[arg(long, value_name = "SECONDS")]
+    pub audit_interval_s: Option<u64>,
 }
 
 /// The same names in the config file. Unknown keys are refused.
@@ -75,6 +78,7 @@ struct FileConfig {
     executor_threads: Option<usize>,
     disk_reserve_mib: Option<u64>,
     snapshot_entries: Option<u64>,
+    audit_interval_s: Option<u64>,
 }
 
 /// A validated configuration.
@@ -99,6 +103,8 @@ pub struct NodeConfig {
     pub disk_reserve_bytes: u64,
     /// Log entries between two snapshots of a group: fewer make a shorter log to replay after a crash, more spare work.
     pub snapshot_entries: u64,
+    /// `None` = replicas are not compared.
+    pub audit_interval: Option<Duration>,
 }
 
 impl NodeConfig {
@@ -122,6 +128,10 @@ impl NodeConfig {
         let snapshot_entries = args.snapshot_entries.or(file.snapshot_entries).unwrap_or(50_000);
         if snapshot_entries == 0 {
             return Err("`snapshot-entries` is 0; it must be 1 or more".to_owned());
+        }
+        let audit_interval_s = args.audit_interval_s.or(file.audit_interval_s).unwrap_or(600);
+        if audit_interval_s > 86_400 {
+            return Err(format!("`audit-interval-s` is {audit_interval_s}; it must be 0 to 86400"));
         }
         let join_timeout_s = args.join_timeout_s.or(file.join_timeout_s).unwrap_or(60);
         if !(1..=86_400).contains(&join_timeout_s) {
@@ -152,6 +162,7 @@ impl NodeConfig {
             executor_threads: args.executor_threads.or(file.executor_threads).unwrap_or(cores).clamp(1, 256),
             disk_reserve_bytes: args.disk_reserve_mib.or(file.disk_reserve_mib).unwrap_or(256) << 20,
             snapshot_entries,
+            audit_interval: Some(audit_interval_s).filter(|it| *it > 0).map(Duration::from_secs),
         })
     }
 }

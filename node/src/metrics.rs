@@ -41,6 +41,16 @@ impl Histogram {
     }
 }
 
+/// What consensus says of itself.
+#[derive(Debug)]
+pub struct Consensus {
+    /// Group, applied index, is leader.
+    pub groups: Vec<(u32, u64, bool)>,
+    /// How comparisons of replicas ended, and how often.
+    pub audits: [(&'static str, u64); 4],
+    pub refused_peers: u64,
+}
+
 /// All of a node's counters.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -74,8 +84,9 @@ impl Metrics {
         self.connections_refused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Everything in Prometheus' text form; `groups` are (group, applied index, is leader).
-    pub fn render(&self, groups: &[(u32, u64, bool)], read_only: bool) -> String {
+    /// Everything in Prometheus' text form.
+    pub fn render(&self, consensus: &Consensus, read_only: bool) -> String {
+        let Consensus { groups, audits, refused_peers } = consensus;
         let mut out = String::new();
         let _ = writeln!(out, "# TYPE cairn_ingest_rows_total counter");
         for ((outcome, _), counter) in crate::ingest::counts(&Ingested::default()).iter().zip(&self.ingest_rows) {
@@ -99,6 +110,12 @@ impl Metrics {
         for (group, _, leader) in groups {
             let _ = writeln!(out, "cairn_raft_leader{{group=\"{group}\"}} {}", u8::from(*leader));
         }
+        let _ = writeln!(out, "# TYPE cairn_raft_audits_total counter");
+        for (outcome, times) in audits {
+            let _ = writeln!(out, "cairn_raft_audits_total{{outcome=\"{outcome}\"}} {times}");
+        }
+        let _ = writeln!(out, "# TYPE cairn_peer_requests_refused_total counter");
+        let _ = writeln!(out, "cairn_peer_requests_refused_total {refused_peers}");
         let _ = writeln!(out, "# TYPE cairn_node_read_only gauge\ncairn_node_read_only {}", u8::from(read_only));
         out
     }
@@ -113,11 +130,14 @@ mod tests {
         let metrics = Metrics::default();
         metrics.online_read(3, Duration::from_micros(80));
         metrics.online_read(2, Duration::from_secs(9));
-        let text = metrics.render(&[(0, 7, true)], false);
+        let consensus = Consensus { groups: vec![(0, 7, true)], audits: [("equal", 3); 4], refused_peers: 2 };
+        let text = metrics.render(&consensus, false);
         assert!(text.contains("cairn_online_features_rows_total 5"), "{text}");
         assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"0.0001\"} 1"), "{text}");
         assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"1\"} 1"), "{text}");
         assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"+Inf\"} 2"), "{text}");
         assert!(text.contains("cairn_raft_applied_index{group=\"0\"} 7"), "{text}");
+        assert!(text.contains("cairn_raft_audits_total{outcome=\"equal\"} 3"), "{text}");
+        assert!(text.contains("cairn_peer_requests_refused_total 2"), "{text}");
     }
 }

@@ -124,6 +124,7 @@ async fn start(
         log_files: Arc::new(cairn_consensus::wal::RealFiles),
         join_timeout: config.join_timeout,
         balance: Default::default(),
+        audit_interval: config.audit_interval,
         proposal_bytes_max: 256 << 20,
         rebuild: config.rebuild.clone(),
         clock: now_us,

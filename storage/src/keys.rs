@@ -35,6 +35,12 @@ pub fn slot_of(entity_key: &[u8]) -> u16 {
     (XxHash3_64::oneshot(entity_key) & mask) as u16
 }
 
+/// The keys of the slots `first` to `last`: from, inclusive, and to, exclusive (`None` = the end).
+pub fn slots_range(first: u32, last: u32) -> (Vec<u8>, Option<Vec<u8>>) {
+    let start = |slot: u32| u16::try_from(slot).ok().map(|slot| slot.to_be_bytes().to_vec());
+    (start(first).unwrap_or_else(|| vec![0xff; PREFIX_BYTES]), last.checked_add(1).and_then(start))
+}
+
 /// Appends slot and storage id.
 pub fn push_prefix(slot: u16, storage_id: u32, out: &mut Vec<u8>) {
     out.extend_from_slice(&slot.to_be_bytes());

@@ -4,7 +4,7 @@
 //! - [`types`]: feature types: their names in YAML, their Arrow types
 //! - [`keys`]: (slot, storage id, entity key, times) as bytes that sort; slots
 //! - [`row`]: one packed row per feature view, from Arrow and into Arrow; [`block`]: many rows in one command
-//! - [`replica`]: a replicated state machine as consensus sees it
+//! - [`replica`]: a replicated state machine as consensus sees it; [`digest`]: its state at one entry, to be compared
 //! - [`engine`]: the one module tree that names RocksDB: column families, caches, checkpoints, installs
 //! - [`shard`]: the state machine of a feature shard, and its reads
 //! - [`meta`]: the state machine of group 0; [`catalog`]: what it knows, in memory
@@ -25,6 +25,7 @@
 pub mod blob;
 pub mod block;
 pub mod catalog;
+pub mod digest;
 pub mod engine;
 pub mod error;
 pub mod keys;

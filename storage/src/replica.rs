@@ -1,6 +1,7 @@
 //! A replicated state machine, as consensus sees it: entries in, outcomes out, checkpoints.
 
 use crate::Fatal;
+use crate::digest::Digest;
 use std::path::Path;
 
 /// One committed entry.
@@ -40,6 +41,27 @@ pub trait Replica: Send + Sync + 'static {
     /// What is wrong with this replica's files, once a read or write has found it; it never gets better.
     fn damage(&self) -> Option<String> {
         None
+    }
+
+    /// Notes that this replica's state is not that of the others: [`Self::damage`] says so from now on, also after a
+    /// restart, until its files are replaced.
+    fn condemn(&self, _why: &str) {}
+
+    /// A command that changes nothing and makes every replica take the digest of one part of its state; `round` chooses
+    /// the part. `None`: there is nothing to compare.
+    fn audit(&self, _round: u64, _now_us: i64) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Whether `command` came from [`Self::audit`]. Such an entry must be the last of its [`Self::apply`], so that the
+    /// state is the one right after it.
+    fn is_audit(&self, _command: &[u8]) -> bool {
+        false
+    }
+
+    /// The last digests taken, oldest first; one that is still being hashed is not among them.
+    fn digests(&self) -> Vec<Digest> {
+        Vec::new()
     }
 
     /// Writes everything applied to disk and hard-links it into the new directory `dir` (same file system).

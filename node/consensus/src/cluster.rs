@@ -1,5 +1,6 @@
 //! [`Cluster`]: what the rest of a node knows of consensus.
 
+use crate::audit::{self, Audits};
 use crate::balance::{self, Rebalanced};
 use crate::error::{Error, Result};
 use crate::founding;
@@ -120,7 +121,7 @@ impl Cluster {
             queues.push((group.clone(), reads));
             groups.insert(group.id, group);
         }
-        let Options { peer_listener, peer_address, client_address, clock, balance, .. } = options;
+        let Options { peer_listener, peer_address, client_address, clock, balance, audit_interval, .. } = options;
         let node = Arc::new(Node {
             identity,
             peer_address,
@@ -134,6 +135,8 @@ impl Cluster {
             stop: CancellationToken::new(),
             data_dir: Mutex::new(Some(data_dir)),
             refused: AtomicU64::new(0),
+            audit_interval,
+            audits: Audits::default(),
             balance,
             balancing: tokio::sync::Mutex::default(),
         });
@@ -149,6 +152,7 @@ impl Cluster {
         founding::begin(&node, &start).await?;
         tasks.spawn(membership::run(node.clone()));
         tasks.spawn(balance::run(node.clone()));
+        tasks.spawn(audit::run(node.clone()));
         tasks.spawn(standing::watch(node.clone()));
         tasks.spawn(purge_pinned(node.clone(), wal.clone()));
         tasks.spawn(founding::keep_address(node.clone()));
@@ -270,6 +274,13 @@ impl Cluster {
     /// Turns to the reason once this node must stop: a failed disk, a state machine that cannot go on.
     pub fn failure(&self) -> watch::Receiver<Option<String>> {
         self.node.failure.subscribe()
+    }
+
+    /// How comparisons of this node's replicas with those of others ended: (how, times).
+    pub fn audits(&self) -> [(&'static str, u64); 4] {
+        let Audits { equal, differing, split, undecided } = &self.node.audits;
+        [("equal", equal), ("differing", differing), ("split", split), ("undecided", undecided)]
+            .map(|(how, times)| (how, times.load(Ordering::Relaxed)))
     }
 
     /// Requests of other nodes refused so far, by cluster, node id or protocol.

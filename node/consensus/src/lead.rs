@@ -249,6 +249,7 @@ mod tests {
             changing: false,
             followers: vec![follower(2, 900, true, true), follower(3, 100, true, false), follower(4, 900, true, true)],
             failure: None,
+            digests: Vec::new(),
         }
     }
 

@@ -12,6 +12,7 @@
 //! - `node`: a node's groups; `propose`: writes from any node; `reads`: fresh reads on any replica
 //! - `view`: all groups as all nodes see them; `membership`: brings every group to the nodes meta names
 //! - `lead`, `balance`: who leads, moved on demand; leads and voters spread evenly
+//! - `audit`: replicas compared on a schedule
 //! - `standing`: a node that was removed finds out; `transfer`: artifacts between nodes
 //!
 //! Always true (story tests in `tests`, simulated in `sim`):
@@ -24,6 +25,7 @@
 //!
 //! Not here: what commands mean (`cairn-storage`), clients, SQL. Why it is so: ADR-0002.
 
+mod audit;
 mod balance;
 mod cluster;
 mod codec;

@@ -224,6 +224,7 @@ mod tests {
             changing: false,
             followers: Vec::new(),
             failure: None,
+            digests: Vec::new(),
         };
         let view = |groups: Vec<GroupStatus>, artifacts_missing: u64| {
             let node = |id, state: NodeState| record::Node {

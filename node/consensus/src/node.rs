@@ -1,5 +1,6 @@
 //! One node's part in the cluster: its groups and what they share.
 
+use crate::audit::Audits;
 use crate::error::{Error, Result};
 use crate::identity::{DataDir, Identity};
 use crate::link::Peers;
@@ -39,6 +40,9 @@ pub(crate) struct Node {
     pub data_dir: Mutex<Option<DataDir>>,
     /// Requests of peers that were refused by their envelope.
     pub refused: AtomicU64,
+    pub audit_interval: Option<Duration>,
+    /// How comparisons of this node's replicas ended.
+    pub audits: Audits,
     pub balance: BalanceOptions,
     /// Held while leads or voters are moved to balance them: one move at a time.
     pub balancing: tokio::sync::Mutex<()>,
@@ -196,6 +200,7 @@ impl Group {
             changing,
             followers: self.followers(&metrics),
             failure: metrics.running_state.as_ref().err().map(ToString::to_string),
+            digests: self.replica.digests(),
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::types::{GroupId, NodeId};
 use crate::wal::{Files, RealFiles};
 use bytes::Bytes;
 use cairn_proto::record::v1 as record;
+use cairn_storage::digest::Digest;
 use cairn_storage::replica::Replica;
 use openraft::{Config, SnapshotPolicy};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,8 @@ pub struct Options {
     pub join_timeout: Duration,
     /// How leads and voters are spread over the nodes.
     pub balance: BalanceOptions,
+    /// Between two comparisons of a group's replicas; `None` = they are not compared.
+    pub audit_interval: Option<Duration>,
     /// Bytes of proposals under way in one group; above it proposals are refused as overloaded.
     pub proposal_bytes_max: usize,
     pub clock: Clock,
@@ -66,6 +69,7 @@ impl Options {
             log_files: Arc::new(RealFiles),
             join_timeout: Duration::from_secs(60),
             balance: BalanceOptions::default(),
+            audit_interval: Some(Duration::from_secs(600)),
             proposal_bytes_max: 256 << 20,
             clock,
             rebuild: None,
@@ -215,6 +219,8 @@ pub struct GroupStatus {
     pub followers: Vec<Follower>,
     /// Why this group stopped.
     pub failure: Option<String>,
+    /// The last digests taken of this replica.
+    pub digests: Vec<Digest>,
 }
 
 /// A member of a group as its leader sees it.

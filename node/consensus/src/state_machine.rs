@@ -105,11 +105,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let mut bytes = 0;
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
+            let mut full = batch.len() + 1 >= BATCH_ENTRIES_MAX;
             if let Payload::Normal(command) = &entry.payload {
                 bytes += command.0.len();
+                full |= bytes >= BATCH_BYTES_MAX || self.replica.is_audit(&command.0);
             }
             batch.push((entry, responder));
-            if batch.len() >= BATCH_ENTRIES_MAX || bytes >= BATCH_BYTES_MAX {
+            if full {
                 self.apply_batch(std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }

@@ -4,6 +4,7 @@ use crate::options::Host;
 use crate::types::*;
 use cairn_proto::record::v1::{self as record, NodeState, meta_command::Change, meta_outcome::Outcome as Kind};
 use cairn_storage::Fatal;
+use cairn_storage::digest::Digest;
 use cairn_storage::replica::{Applied, Entry, Replica};
 use parking_lot::Mutex;
 use prost::Message;
@@ -19,7 +20,12 @@ pub struct MemoryReplica {
     dir: Option<PathBuf>,
     meta: bool,
     state: Mutex<State>,
+    digests: Mutex<Vec<Digest>>,
+    condemned: Mutex<Option<String>>,
 }
+
+/// The command that asks for a digest, in every group but meta.
+pub const AUDIT: &str = "audit";
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct State {
@@ -40,11 +46,16 @@ fn fatal(error: impl std::fmt::Display) -> Fatal {
 impl MemoryReplica {
     pub fn open(dir: &Path, meta: bool) -> Self {
         let state = fs::read(dir.join(FILE)).ok().map(|bytes| serde_json::from_slice(&bytes).unwrap());
-        Self { dir: Some(dir.to_owned()), meta, state: Mutex::new(state.unwrap_or_default()) }
+        Self { dir: Some(dir.to_owned()), meta, state: Mutex::new(state.unwrap_or_default()), ..Self::default() }
     }
 
     pub fn commands(&self) -> Vec<Vec<u8>> {
         self.state.lock().commands.clone()
+    }
+
+    /// Makes the state another than its entries say.
+    pub fn spoil(&self) {
+        self.state.lock().commands.push(b"nobody wrote this".to_vec());
     }
 
     fn all_nodes(&self) -> Vec<record::Node> {
@@ -147,6 +158,10 @@ impl Replica for MemoryReplica {
             outcomes.push(outcome);
         }
         state.position = Some(position.to_vec());
+        if let Some(last) = entries.last().filter(|last| last.command == Some(AUDIT.as_bytes())) {
+            let blake3 = *blake3::hash(&state.commands.concat()).as_bytes();
+            self.digests.lock().push(Digest { index: last.index, blake3 });
+        }
         Ok(outcomes)
     }
 
@@ -156,6 +171,26 @@ impl Replica for MemoryReplica {
 
     fn applied(&self) -> Applied {
         Applied { index: self.state.lock().index, time_us: 0 }
+    }
+
+    fn damage(&self) -> Option<String> {
+        self.condemned.lock().clone()
+    }
+
+    fn condemn(&self, why: &str) {
+        *self.condemned.lock() = Some(why.to_owned());
+    }
+
+    fn audit(&self, _: u64, _: i64) -> Option<Vec<u8>> {
+        (!self.meta).then(|| AUDIT.into())
+    }
+
+    fn is_audit(&self, command: &[u8]) -> bool {
+        command == AUDIT.as_bytes()
+    }
+
+    fn digests(&self) -> Vec<Digest> {
+        self.digests.lock().clone()
     }
 
     fn checkpoint(&self, dir: &Path) -> Result<Vec<u8>, Fatal> {
@@ -185,6 +220,10 @@ impl Replica for MemoryReplica {
 pub struct TestHost(Mutex<BTreeMap<GroupId, Arc<MemoryReplica>>>);
 
 impl TestHost {
+    pub fn replica(&self, group: GroupId) -> Arc<MemoryReplica> {
+        self.0.lock()[&group].clone()
+    }
+
     pub fn commands(&self, group: GroupId) -> Vec<Vec<u8>> {
         self.0.lock().get(&group).map(|replica| replica.commands()).unwrap_or_default()
     }

@@ -5,7 +5,7 @@ use crate::log_store::LogStore;
 use crate::options::*;
 use crate::snapshot::SnapshotStore;
 use crate::state_machine::StateMachine;
-use crate::testing::{MemoryReplica, TestHost};
+use crate::testing::{AUDIT, MemoryReplica, TestHost};
 use crate::types::*;
 use crate::wal::{RealFiles, Wal, WalOptions};
 use crate::{Cluster, Error};
@@ -26,6 +26,7 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
+mod audit;
 mod members;
 
 /// openraft's own conformance suite, on our log and state machine.
@@ -130,7 +131,8 @@ impl TestNode {
     }
 
     fn read(&self, group: GroupId) -> Vec<String> {
-        self.host.commands(group).into_iter().map(|command| String::from_utf8(command).unwrap()).collect()
+        let commands = self.host.commands(group).into_iter().map(|command| String::from_utf8(command).unwrap());
+        commands.filter(|command| command != AUDIT).collect()
     }
 
     async fn linearizable_read(&self, group: GroupId) -> Vec<String> {

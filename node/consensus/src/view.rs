@@ -9,6 +9,7 @@ use crate::options::{Follower, GroupStatus};
 use crate::types::*;
 use cairn_proto::peer::v1::{self as peer, GroupReport, GroupsReply, GroupsRequest};
 use cairn_proto::record::v1::{self as record, NodeState};
+use cairn_storage::digest::Digest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -185,6 +186,7 @@ fn report_of(status: GroupStatus) -> GroupReport {
         heard: it.heard,
         ready: it.ready,
     });
+    let digests = status.digests.iter().map(|it| peer::Digest { index: it.index, blake3: it.blake3.to_vec().into() });
     GroupReport {
         group: status.group,
         leader: status.leader.unwrap_or_default(),
@@ -201,6 +203,7 @@ fn report_of(status: GroupStatus) -> GroupReport {
         learners: status.learners,
         changing: status.changing,
         failure: status.failure.unwrap_or_default(),
+        digests: digests.collect(),
     }
 }
 
@@ -211,6 +214,11 @@ fn status_of(report: GroupReport) -> GroupStatus {
         heard: it.heard,
         ready: it.ready,
     });
+    // A digest of another length is of a method this node does not know: it tells nothing.
+    let digests = report
+        .digests
+        .iter()
+        .filter_map(|it| Some(Digest { index: it.index, blake3: it.blake3.as_ref().try_into().ok()? }));
     GroupStatus {
         group: report.group,
         leader: Some(report.leader).filter(|id| *id != 0),
@@ -227,6 +235,7 @@ fn status_of(report: GroupReport) -> GroupStatus {
         learners: report.learners,
         changing: report.changing,
         failure: Some(report.failure).filter(|failure| !failure.is_empty()),
+        digests: digests.collect(),
     }
 }
 

@@ -6,6 +6,7 @@
 use super::entities;
 use crate::error::{Error, Result};
 use crate::features;
+use crate::metrics::Consensus;
 use crate::node::Node;
 use crate::predict::Served;
 use arrow_array::cast::AsArray;
@@ -87,9 +88,10 @@ async fn ready(State(node): App) -> Response {
 }
 
 async fn metrics(State(node): App) -> Response {
-    let groups: Vec<(u32, u64, bool)> =
+    let groups =
         node.cluster.status().iter().map(|group| (group.group, group.applied_index, group.is_leader)).collect();
-    let text = node.metrics.render(&groups, node.writes.reason().is_some());
+    let consensus = Consensus { groups, audits: node.cluster.audits(), refused_peers: node.cluster.refused_peers() };
+    let text = node.metrics.render(&consensus, node.writes.reason().is_some());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 

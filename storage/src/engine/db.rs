@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Holds why a database must not be used.
+const CONDEMNED: &str = "CAIRN_CONDEMNED";
+
 /// A column family, by its place in [`Format::families`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cf(pub usize);
@@ -47,6 +50,11 @@ impl Drop for Home {
 
 impl Db {
     pub(super) fn open(engine: &Engine, path: &Path, format: &'static Format) -> Result<Self> {
+        match fs::read_to_string(path.join(CONDEMNED)) {
+            Ok(why) => return Err(Error::Corrupt(why)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io(format!("reading {}", path.join(CONDEMNED).display()))(error)),
+        }
         let families = format.families.iter().map(|family| (family.name, engine.family_options(family.layout)));
         let rocks = DB::open_cf_with_opts(&engine.db_options(), path, families)
             .map_err(rocks_error(format!("opening {}", path.display())))?;
@@ -76,6 +84,24 @@ impl Db {
     /// What a read or write found wrong with the files.
     pub fn damage(&self) -> Option<&str> {
         self.damage.get().map(String::as_str)
+    }
+
+    /// Notes that the data is not what it must be, though every file reads well. Said again at every open, until other
+    /// files take their place.
+    pub fn condemn(&self, why: &str) {
+        let _ = self.damage.set(why.to_owned());
+        if let Err(error) = super::write_atomic(&self.home.path.join(CONDEMNED), why.as_bytes()) {
+            tracing::error!(%error, "a condemned database is not marked: it will be taken for whole after a restart");
+        }
+    }
+
+    /// Bytes of live data in all families, about.
+    pub fn estimated_bytes(&self) -> u64 {
+        let family = |index: usize| {
+            let handle = self.handle(Cf(index)).ok()?;
+            self.rocks.property_int_value_cf(&handle, rocksdb::properties::ESTIMATE_LIVE_DATA_SIZE).ok()?
+        };
+        (0..self.format.families.len()).filter_map(family).sum()
     }
 
     fn failed<'a>(&'a self, context: &'a str) -> impl FnOnce(rocksdb::Error) -> Error + 'a {

@@ -29,11 +29,13 @@ pub use names::{check_column_name, check_name};
 pub(crate) use rows::Row;
 
 use crate::catalog::Catalog;
+use crate::digest::{self, Digest, Digests, Span, digest};
 use crate::engine::{Cf, Db, Engine, Family, Format, Group, IterOptions, Layout};
 use crate::replica::{Applied, Entry, Replica};
 use crate::{Error, Fatal, Result};
-use cairn_proto::record::v1::{AliasMove, LineageEdge};
+use cairn_proto::record::v1::{AliasMove, Audit, LineageEdge, MetaCommand, TimeTick, meta_command::Change};
 use parking_lot::{Mutex, RwLock};
+use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -57,6 +59,7 @@ pub struct Meta {
     live: RwLock<Live>,
     /// Held through an apply or an install.
     changing: Mutex<()>,
+    digests: Digests,
 }
 
 /// What the rows say, in memory.
@@ -83,7 +86,7 @@ impl Meta {
     pub fn open(engine: &Arc<Engine>, dir: &Path) -> Result<Arc<Self>> {
         let group = Group::open(engine, dir, &FORMAT)?;
         let live = load(&group.db())?;
-        Ok(Arc::new(Self { group, live: RwLock::new(live), changing: Mutex::new(()) }))
+        Ok(Arc::new(Self { group, live: RwLock::new(live), changing: Mutex::new(()), digests: Digests::default() }))
     }
 
     /// What is known right now. Hold it through one request, so that the request sees one moment.
@@ -164,21 +167,20 @@ impl Meta {
     /// # Errors
     /// `Corrupt`, `Io`.
     pub fn checksum(&self) -> Result<[u8; 32]> {
-        let db = self.group.db();
-        let mut hasher = blake3::Hasher::new();
-        let mut iter = db.iter(ROWS, IterOptions { fill_cache: false, ..IterOptions::default() })?;
-        iter.seek_to_first()?;
-        while let Some((key, value)) = iter.entry() {
-            if key != rows::POSITION_KEY {
-                for part in [key, value] {
-                    hasher.update(&(part.len() as u64).to_le_bytes());
-                    hasher.update(part);
-                }
-            }
-            iter.advance()?;
-        }
-        Ok(*hasher.finalize().as_bytes())
+        digest(&self.group.db().snapshot(), &[every_row()], |_| {})
     }
+}
+
+/// All rows but what each node keeps for itself.
+fn every_row() -> Span {
+    Span { skip: Some(rows::POSITION_KEY), ..Span::all(ROWS) }
+}
+
+/// Whether a command asks for a digest.
+fn is_audit(command: &[u8]) -> bool {
+    command.len() <= digest::COMMAND_BYTES_MAX
+        && MetaCommand::decode(command)
+            .is_ok_and(|command| matches!(command.change, Some(Change::TimeTick(TimeTick { audit: Some(_) }))))
 }
 
 impl Replica for Meta {
@@ -215,6 +217,12 @@ impl Replica for Meta {
         batch.put(ROWS, rows::POSITION_KEY, &encode_position(applied, position));
         db.write(batch)?;
         *self.live.write() = Live { catalog, applied, position: Some(position.to_vec()) };
+        if let Some(last) = entries.last()
+            && last.index > before.applied.index
+            && last.command.is_some_and(is_audit)
+        {
+            self.digests.take(db.clone(), last.index, vec![every_row()]);
+        }
         Ok(outcomes)
     }
 
@@ -228,6 +236,25 @@ impl Replica for Meta {
 
     fn damage(&self) -> Option<String> {
         self.group.db().damage().map(str::to_owned)
+    }
+
+    fn condemn(&self, why: &str) {
+        self.group.db().condemn(why);
+    }
+
+    fn audit(&self, _round: u64, now_us: i64) -> Option<Vec<u8>> {
+        let change = Some(Change::TimeTick(TimeTick { audit: Some(Audit::default()) }));
+        let command =
+            MetaCommand { version: COMMAND_VERSION, proposed_at_us: now_us, change, ..MetaCommand::default() };
+        Some(command.encode_to_vec())
+    }
+
+    fn is_audit(&self, command: &[u8]) -> bool {
+        is_audit(command)
+    }
+
+    fn digests(&self) -> Vec<Digest> {
+        self.digests.list()
     }
 
     fn checkpoint(&self, dir: &Path) -> Result<Vec<u8>, Fatal> {

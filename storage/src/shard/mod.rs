@@ -20,10 +20,15 @@ pub use reads::Lookup;
 pub use records::RowRef;
 pub use scan::Scope;
 
-use crate::engine::{Cf, Db, Engine, Family, Format, Group, IterOptions, Layout};
+use crate::digest::{self, Digest, Digests, Span, digest};
+use crate::engine::{Cf, Db, Engine, Family, Format, Group, Layout};
+use crate::keys::slots_range;
 use crate::replica::{Applied, Entry, Replica};
 use crate::{Error, Fatal, Result};
+use cairn_proto::SLOTS;
+use cairn_proto::record::v1::{Audit, ShardCommand, TimeTick, shard_command::Change};
 use parking_lot::{Mutex, RwLock};
+use prost::Message;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,7 +55,11 @@ pub struct Shard {
     progress: RwLock<Progress>,
     /// Held by whoever changes the state: an apply or an install.
     changing: Mutex<()>,
+    digests: Digests,
 }
+
+/// An audit covers as many slots as hold about this many bytes.
+const AUDIT_BYTES: u64 = 1 << 30;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Progress {
@@ -74,7 +83,12 @@ impl Shard {
     pub fn open(engine: &Arc<Engine>, dir: &Path) -> Result<Arc<Self>> {
         let group = Group::open(engine, dir, &FORMAT)?;
         let progress = read_progress(&group.db())?;
-        Ok(Arc::new(Self { group, progress: RwLock::new(progress), changing: Mutex::new(()) }))
+        Ok(Arc::new(Self {
+            group,
+            progress: RwLock::new(progress),
+            changing: Mutex::new(()),
+            digests: Digests::default(),
+        }))
     }
 
     /// Puts everything applied on disk, so that less is applied again after a restart.
@@ -90,22 +104,31 @@ impl Shard {
     /// # Errors
     /// `Corrupt`, `Io`.
     pub fn checksum(&self) -> Result<[u8; 32]> {
-        let db = self.group.db();
-        let snapshot = db.snapshot();
-        let mut hasher = blake3::Hasher::new();
-        for cf in [LATEST, HISTORY] {
-            let mut iter = snapshot.iter(cf, IterOptions { fill_cache: false, ..IterOptions::default() })?;
-            iter.seek_to_first()?;
-            while let Some((key, value)) = iter.entry() {
-                for part in [key, value] {
-                    hasher.update(&(part.len() as u64).to_le_bytes());
-                    hasher.update(part);
-                }
-                iter.advance()?;
-            }
-            hasher.update(&u64::MAX.to_le_bytes());
+        digest(&self.group.db().snapshot(), &[Span::all(LATEST), Span::all(HISTORY)], |_| {})
+    }
+
+    /// Fixes the digest that the last entry of an apply asked for.
+    fn audited(&self, db: Arc<Db>, entry: &Entry<'_>) {
+        let Some(Audit { first_slot, last_slot }) = entry.command.and_then(audit_of) else { return };
+        let (lower, upper) = slots_range(first_slot, last_slot);
+        let rows =
+            [LATEST, HISTORY].map(|cf| Span { cf, lower: Some(lower.clone()), upper: upper.clone(), skip: None });
+        let mut spans = Vec::from(rows);
+        if first_slot == 0 {
+            spans.push(Span { skip: Some(records::STATE_KEY), ..Span::all(SYSTEM) });
         }
-        Ok(*hasher.finalize().as_bytes())
+        self.digests.take(db, entry.index, spans);
+    }
+}
+
+/// What an audit asks for; `None` for any other command.
+fn audit_of(command: &[u8]) -> Option<Audit> {
+    if command.len() > digest::COMMAND_BYTES_MAX {
+        return None;
+    }
+    match ShardCommand::decode(command).ok()?.change? {
+        Change::TimeTick(tick) => tick.audit,
+        Change::UpsertRows(_) => None,
     }
 }
 
@@ -126,7 +149,11 @@ impl Replica for Shard {
         let db = self.group.db();
         let applied = self.progress.read().applied;
         let (outcomes, applied) = apply::apply(&db, applied, entries, position)?;
-        *self.progress.write() = Progress { applied, position: Some(position.to_vec()) };
+        let replayed =
+            std::mem::replace(&mut *self.progress.write(), Progress { applied, position: Some(position.to_vec()) });
+        if let Some(last) = entries.last().filter(|last| last.index > replayed.applied.index) {
+            self.audited(db, last);
+        }
         Ok(outcomes)
     }
 
@@ -140,6 +167,28 @@ impl Replica for Shard {
 
     fn damage(&self) -> Option<String> {
         self.group.db().damage().map(str::to_owned)
+    }
+
+    fn condemn(&self, why: &str) {
+        self.group.db().condemn(why);
+    }
+
+    fn audit(&self, round: u64, now_us: i64) -> Option<Vec<u8>> {
+        let parts = self.group.db().estimated_bytes().div_ceil(AUDIT_BYTES).clamp(1, SLOTS as u64);
+        let part = round % parts;
+        let first_slot = (part * SLOTS as u64 / parts) as u32;
+        let last_slot = ((part + 1) * SLOTS as u64 / parts - 1) as u32;
+        let tick = TimeTick { audit: Some(Audit { first_slot, last_slot }) };
+        let change = Some(Change::TimeTick(tick));
+        Some(ShardCommand { version: COMMAND_VERSION, proposed_at_us: now_us, change }.encode_to_vec())
+    }
+
+    fn is_audit(&self, command: &[u8]) -> bool {
+        audit_of(command).is_some()
+    }
+
+    fn digests(&self) -> Vec<Digest> {
+        self.digests.list()
     }
 
     fn checkpoint(&self, dir: &Path) -> Result<Vec<u8>, Fatal> {

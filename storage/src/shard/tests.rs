@@ -466,7 +466,7 @@ proptest! {
 #[test]
 fn a_command_of_another_version_stops_the_replica() {
     let shard = TestShard::new();
-    let newer = ShardCommand { version: 7, proposed_at_us: 1, change: Some(Change::TimeTick(TimeTick {})) };
+    let newer = ShardCommand { version: 7, proposed_at_us: 1, change: Some(Change::TimeTick(TimeTick::default())) };
     let newer = newer.encode_to_vec();
     let good = upsert(1, 1, "", 0, &[row(1, 1, 1, "a")]);
     let entries = [Entry { index: 1, command: Some(&good) }, Entry { index: 2, command: Some(&newer) }];
@@ -531,7 +531,7 @@ fn the_newest_row_wins_by_event_created_commit_and_place() {
 fn entries_without_a_command_move_the_position() {
     let shard = TestShard::new();
     assert_eq!((shard.shard.position(), shard.shard.applied()), (None, Applied::default()));
-    let tick = command(50, Some(Change::TimeTick(TimeTick {})));
+    let tick = command(50, Some(Change::TimeTick(TimeTick::default())));
     let entries = [Entry { index: 1, command: None }, Entry { index: 2, command: Some(&tick) }];
     let outcomes = shard.shard.apply(&entries, b"two").unwrap();
     assert!(outcomes[0].is_empty());
@@ -639,4 +639,53 @@ fn stored_bytes_never_change() {
         assert!(matches!(records::decode_latest(broken), Err(Error::Corrupt(_))));
         assert!(matches!(records::decode_history(&[0; 40], broken), Err(Error::Corrupt(_))));
     }
+}
+
+/// Waits for the digest of an entry, which is hashed beside the apply.
+fn digest_of(shard: &TestShard, index: u64) -> [u8; 32] {
+    loop {
+        if let Some(digest) = shard.shard.digests().into_iter().find(|digest| digest.index == index) {
+            return digest.blake3;
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn digests_are_of_the_state_right_after_the_audit() {
+    let [one, two, other] = [(); 3].map(|()| TestShard::new());
+    let audit = one.shard.audit(0, 7).unwrap();
+    assert!(one.shard.is_audit(&audit));
+    let rows = upsert(1, 1, "p", 1, &[row(1, 1, 1, "a"), row(2, 1, 1, "b")]);
+    let tick = command(50, Some(Change::TimeTick(TimeTick::default())));
+    assert!(!one.shard.is_audit(&rows) && !one.shard.is_audit(&tick));
+    fn entry(index: u64, command: &[u8]) -> Entry<'_> {
+        Entry { index, command: Some(command) }
+    }
+    // However entries are cut into applies, and whatever comes after.
+    one.shard.apply(&[entry(1, &rows), entry(2, &audit)], b"p").unwrap();
+    two.shard.apply(&[entry(1, &rows)], b"other position").unwrap();
+    two.shard.apply(&[entry(2, &audit)], b"p").unwrap();
+    two.shard.apply(&[entry(3, &rows)], b"p").unwrap();
+    let less = upsert(1, 1, "p", 1, &[row(1, 1, 1, "a")]);
+    other.shard.apply(&[entry(1, &less), entry(2, &audit)], b"p").unwrap();
+    assert_eq!(digest_of(&one, 2), digest_of(&two, 2));
+    assert_ne!(digest_of(&one, 2), digest_of(&other, 2));
+    one.shard.apply(&[entry(2, &audit)], b"p").unwrap();
+    assert_eq!(one.shard.digests().len(), 1, "a replayed audit is none");
+}
+
+#[test]
+fn a_condemned_shard_stays_so_until_its_files_are_replaced() {
+    let shard = TestShard::new();
+    shard.apply(1, &[upsert(1, 1, "", 0, &[row(1, 1, 1, "a")])]);
+    shard.shard.checkpoint(&shard.path("whole")).unwrap();
+    assert_eq!(shard.shard.damage(), None);
+    shard.shard.condemn("its state is not that of the others");
+    assert_eq!(shard.shard.damage().as_deref(), Some("its state is not that of the others"));
+    let again = Shard::open(&small_engine(), &shard.path("shard")).map(|_| ());
+    assert!(matches!(again, Err(crate::Error::Corrupt(why)) if why.starts_with("its state")));
+    shard.shard.install(&shard.path("whole")).unwrap();
+    assert_eq!(shard.shard.damage(), None);
+    assert_eq!(shard.after_kill().shard.damage(), None);
 }

@@ -48,6 +48,7 @@ fn view(nodes: &Nodes, groups: &[Group]) -> ClusterView {
             changing: group.changing,
             followers: others.map(follower).collect(),
             failure: None,
+            digests: Vec::new(),
         }
     };
     let nodes = nodes.iter().map(|(id, state, answers, read_only)| {

@@ -34,6 +34,7 @@ fn status(group: GroupId, term: u64, is_leader: bool) -> GroupStatus {
         changing: false,
         followers: Vec::new(),
         failure: None,
+        digests: Vec::new(),
     }
 }
 

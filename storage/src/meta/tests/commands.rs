@@ -332,7 +332,7 @@ fn a_retry_gets_the_first_answer() {
 #[test]
 fn the_oldest_requests_are_forgotten_in_order() {
     let bench = Bench::new();
-    let tick = |id: u64| command(Change::TimeTick(TimeTick {}), &format!("r{id}"));
+    let tick = |id: u64| command(Change::TimeTick(TimeTick::default()), &format!("r{id}"));
     let mut index = 0;
     let mut apply = |ids: std::ops::Range<u64>| -> Vec<u64> {
         let commands: Vec<Vec<u8>> = ids.map(tick).collect();
@@ -359,7 +359,7 @@ fn commands_of_a_newer_version_stop_the_replica_by_name() {
     let bench = Bench::new();
     bench.define(&[driver()]);
     let (state, applied) = (bench.meta.checksum().unwrap(), bench.meta.applied());
-    let tick = command(Change::TimeTick(TimeTick {}), "");
+    let tick = command(Change::TimeTick(TimeTick::default()), "");
     let newer = MetaCommand { version: 2, ..MetaCommand::decode(&*tick).unwrap() }.encode_to_vec();
     let unknown = MetaCommand { version: 1, ..Default::default() }.encode_to_vec();
     for (command, message) in [(newer, "entry 3 is a command of version 2"), (unknown, "entry 3 asks for a change")] {
@@ -376,7 +376,7 @@ fn commands_of_a_newer_version_stop_the_replica_by_name() {
 fn commit_time_never_goes_back() {
     let bench = Bench::new();
     let at = |index, proposed_at_us| {
-        let change = Some(Change::TimeTick(TimeTick {}));
+        let change = Some(Change::TimeTick(TimeTick::default()));
         let command = MetaCommand { version: 1, proposed_at_us, change, ..Default::default() }.encode_to_vec();
         bench.apply_at(index, &command).applied_us
     };

@@ -37,7 +37,7 @@ fn change_strategy() -> impl Strategy<Value = (Change, bool)> {
         6 => (prop::sample::select(vec!["", "eta"]), any::<bool>())
             .prop_map(|(service, create)| (register("p", "eta", service, create), false)),
         6 => (alias, expected, 0u32..4).prop_map(|(alias, expected, to)| (move_alias(alias, expected, to), false)),
-        1 => Just((Change::TimeTick(TimeTick {}), false)),
+        1 => Just((Change::TimeTick(TimeTick::default()), false)),
     ]
 }
 
