@@ -2,6 +2,7 @@
 
 use crate::audit::{self, Audits};
 use crate::balance::{self, Rebalanced};
+use crate::door;
 use crate::error::{Error, Result};
 use crate::founding;
 use crate::identity::{DataDir, Identity};
@@ -482,7 +483,7 @@ fn serve(
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES * 2)
         .add_service(service)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+        .serve_with_incoming_shutdown(door::guard(incoming, node.clone()), stop.cancelled_owned());
     let node = node.clone();
     tasks.spawn(async move {
         if let Err(error) = server.await {

@@ -8,7 +8,7 @@
 //! - [`wal`]: the one durable log of all groups; `log_store`: a group's share of it for openraft
 //! - `state_machine`: a storage `Replica` for openraft; `snapshot`: checkpoints, sent and received
 //! - `machine`: what a node takes from the machine under it; a simulated one for tests
-//! - `link`: connections to peers; `network`: openraft's calls on them; `server`: the peer port
+//! - `link`: connections to peers; `network`: openraft's calls on them; `server`: the peer port; `door`: who gets in
 //! - `node`: a node's groups; `propose`: writes from any node; `reads`: fresh reads on any replica
 //! - `view`: all groups as all nodes see them; `membership`: brings every group to the nodes meta names
 //! - `lead`, `balance`: who leads, moved on demand; leads and voters spread evenly
@@ -29,6 +29,7 @@ mod audit;
 mod balance;
 mod cluster;
 mod codec;
+mod door;
 mod error;
 mod founding;
 mod identity;
