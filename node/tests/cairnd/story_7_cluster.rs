@@ -279,3 +279,33 @@ async fn a_removal_that_would_cost_a_quorum_is_refused() -> TestResult {
     story.apply(DRIVERS).await?;
     story.end().await
 }
+
+#[tokio::test]
+async fn a_forced_removal_says_what_it_costs_and_ends_when_the_others_are_back() -> TestResult {
+    let mut story = Story::nodes(3, &[]).await?;
+    story.apply(DRIVERS).await?;
+    until(&story.client, "all three have caught up", |status| is_whole(status, 3)).await?;
+    story.client.ingest_batch(into("stats"), trips(1)).await?;
+    let two = id(&story.client.cluster_status().await?, "n2");
+    story.cluster.kill(2).await?;
+    let noticed = |status: &api::StatusReply| {
+        status.groups.iter().all(|group| group.leader != 0 && group.replicas.iter().filter(|it| it.ready).count() == 2)
+    };
+    until(&story.client, "the others notice", noticed).await?;
+    let done = story.client.remove_node("n2", true).await?;
+    assert_eq!(done.state, "being removed");
+    assert!(done.warnings.iter().any(|warning| warning.contains("only `n1` is up and caught up")), "{done:?}");
+    // Nothing is lost by it: with the third one back there is a majority, and the second one goes.
+    story.cluster.spawn(2)?;
+    story.cluster.ready(2, 2).await?;
+    let out = |status: &api::StatusReply| {
+        status.nodes.iter().all(|node| node.id != two)
+            && status.groups.iter().all(|group| group.voters.len() == 2 && !group.changing && group.leader != 0)
+    };
+    until(&story.client, "the second node is out", out).await?;
+    assert_eq!(read_trips(&story.client).await?, Some(1));
+    story.client.ingest_batch(into("stats"), trips(2)).await?;
+    assert_eq!(read_trips(&story.client_of(2).await?).await?, Some(2));
+    story.cluster.ended(1).await?;
+    story.end().await
+}
