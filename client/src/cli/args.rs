@@ -76,7 +76,7 @@ pub enum Command {
 }
 
 const ADD_A_NODE: &str = "\
-To add a node, start it: `cairnd --join HOST:PEERPORT` with the peer address of any node and an empty data directory.
+A node adds itself when it starts: `cairnd --join HOST:PEERPORT` with the peer address of any node and an empty data directory.
 It learns every group, and votes where a group has fewer voters than the replication factor.";
 
 /// A node is named by its name or its id.
@@ -84,6 +84,13 @@ It learns every group, and votes where a group has fewer voters than the replica
 pub enum ClusterCommand {
     /// Ask every node: who is up, who leads, and how far each replica is.
     Status,
+    /// Show the command that adds a node; with a name, wait until that node is in and has caught up.
+    #[command(after_help = ADD_A_NODE)]
+    Add {
+        /// Name of the new node: what its `--name` says.
+        #[arg(id = "member", value_name = "NAME")]
+        node: Option<String>,
+    },
     /// Make a node the leader of a group (0 = meta); waits until it leads.
     TransferLeader {
         group: u32,
@@ -102,7 +109,6 @@ pub enum ClusterCommand {
     /// Take a node out of the cluster for good; waits until it is out. A learner that has caught up votes in its place.
     ///
     /// Its id is never used again: to bring the machine back, empty its data directory and let it join as a new node.
-    #[command(after_help = ADD_A_NODE)]
     Remove {
         #[arg(id = "member", value_name = "NODE")]
         node: String,

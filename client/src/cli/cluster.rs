@@ -18,6 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub async fn run(session: &Session, command: ClusterCommand) -> Outcome {
     match command {
         ClusterCommand::Status => status(session).await,
+        ClusterCommand::Add { node } => add(session, node.as_deref()).await,
         ClusterCommand::TransferLeader { group, node } => transfer(session, group, &node).await,
         ClusterCommand::Drain { node, undo } => drain(session, &node, undo).await,
         ClusterCommand::Remove { node, force } => remove(session, &node, force).await,
@@ -28,6 +29,33 @@ pub async fn run(session: &Session, command: ClusterCommand) -> Outcome {
 async fn status(session: &Session) -> Outcome {
     let status = session.client.cluster_status().await?;
     output::answer(session.global.output, || text(&status), || json(&status))
+}
+
+/// How to add a node, or how far the one of this name is.
+async fn add(session: &Session, node: Option<&str>) -> Outcome {
+    let status = session.client.cluster_status().await?;
+    let active = status.nodes.iter().filter(|node| node.answered && node.state == "active");
+    let join: Vec<&str> = active.map(|node| node.peer_address.as_str()).collect();
+    let named = node.map(|node| format!(" --name {node}")).unwrap_or_default();
+    let command = format!("cairnd --data-dir DIR --join {}{named}", join.first().copied().unwrap_or("HOST:PEERPORT"));
+    let how = format!("start it on its machine, with an empty data directory: {command}");
+    let Some(name) = node else {
+        let text = || format!("a node adds itself: {how}");
+        return output::answer(session.global.output, text, || json!({"command": command, "join": join}));
+    };
+    let id = |status: &api::StatusReply| status.nodes.iter().find(|it| it.name == name).map(|it| it.id);
+    if id(&status).is_none() {
+        eprintln!("node `{name}` is not in the cluster yet; {how}");
+    }
+    wait(session, "is not in, or has not caught up with,", |status| {
+        let id = id(status);
+        let ready = |group: &&api::GroupStatus| group.replicas.iter().any(|it| Some(it.node) == id && it.ready);
+        status.groups.iter().filter(|group| !ready(group)).map(|group| group.group).collect()
+    })
+    .await?;
+    let id = id(&session.client.status().await?).unwrap_or_default();
+    let text = || format!("node `{name}` (id {id}) is in the cluster and has caught up with every group");
+    output::answer(session.global.output, text, || json!({"node": id, "name": name, "state": "active"}))
 }
 
 async fn transfer(session: &Session, group: u32, node: &str) -> Outcome {
