@@ -19,6 +19,7 @@
 //! - I3 equal commands in equal order give equal bytes, whatever the batching; replay changes nothing
 //! - I4 a (producer, sequence) takes effect at most once in the rows of one view
 //! - I5 a model version, once registered, never changes; an alias moves only by its own history
+//! - I6 a slot is written in one shard at a time, and a move changes no answer
 //!
 //! Not here: Raft, networking, SQL, models.
 

@@ -1,7 +1,7 @@
 //! One entry: its command decoded, answered once per request id, its rows put or its refusal recorded.
 
 use super::rows::{counters_key, request_key, request_slot_key};
-use super::{Row, Working, canonical, cluster, definitions, registry};
+use super::{Row, Working, canonical, cluster, definitions, registry, slots};
 use crate::catalog::Catalog;
 use crate::replica::Applied;
 use crate::{Error, Fatal};
@@ -71,6 +71,10 @@ fn answer(working: &mut Working<'_>, applied: Applied, change: &Change) -> Resul
         Change::AddNode(ask) => cluster::add_node(&context, ask),
         Change::UpdateNode(ask) => cluster::update_node(&context, ask),
         Change::ChangeNodeState(ask) => cluster::change_node_state(&context, ask),
+        Change::BeginSlotMove(ask) => slots::begin(&context, ask),
+        Change::SwitchSlotMap(ask) => slots::switch(&context, ask.id),
+        Change::EndSlotMove(ask) => slots::end(&context, ask.id),
+        Change::CancelSlotMove(ask) => slots::cancel(&context, ask.id),
         Change::ApplyDefinitions(ask) => definitions::apply_definitions(&context, ask),
         Change::RegisterModelVersion(ask) => registry::register_model_version(&context, ask),
         Change::MoveAlias(ask) => registry::move_alias(&context, ask),

@@ -3,6 +3,7 @@
 use super::Row;
 use super::apply::{Answer, Context};
 use super::names::check_node_name;
+use crate::shard::home_shard;
 use crate::{Error, Result};
 use cairn_proto::SLOTS;
 use cairn_proto::record::v1::meta_outcome::Outcome;
@@ -43,8 +44,9 @@ pub fn init_cluster(context: &Context<'_>, ask: &InitCluster) -> Answer {
         shards: ask.shards,
         replication_factor: ask.replication_factor,
         slot_map_epoch: 1,
-        slot_shard: (0..SLOTS as u32).map(|slot| 1 + slot * ask.shards / SLOTS as u32).collect(),
+        slot_shard: (0..SLOTS as u16).map(|slot| home_shard(slot, ask.shards)).collect(),
         created_us: context.now_us,
+        slot_move: None,
     };
     // The founder had to name itself before there was a log. Later nodes get larger ids: their entry's index.
     let id = if first.id == 0 { context.index } else { first.id };

@@ -1,6 +1,6 @@
 //! Group 0: the state machine that keeps definitions, models, aliases, lineage, nodes and the slot map.
 //!
-//! In reading order: `apply` (a command in, an outcome out), `cluster`, `definitions`, `registry` (what
+//! In reading order: `apply` (a command in, an outcome out), `cluster`, `slots`, `definitions`, `registry` (what
 //! each change does), `lineage` (what depends on what), `rows` (how it is stored), `canonical` (one encoding),
 //! `names`.
 //!
@@ -17,6 +17,7 @@ mod lineage;
 mod names;
 mod registry;
 mod rows;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ pub use cluster::state_name;
 pub use definitions::preview;
 pub use lineage::LineageNode;
 pub use names::{check_column_name, check_name};
+pub use slots::slot_runs;
 
 pub(crate) use rows::Row;
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! key    tag u8 | parts; a text part ends in 0x00; integers are big endian
-//! value  0x01 | record.v1 message, encoded the one way of `canonical`; 0x02 | a Node in another state than active
+//! value  0x01 | record.v1 message, encoded the one way of `canonical`
+//!        0x02 | a Node in another state than active; a ClusterInfo whose slots move or have moved
 //! 00                                  position: 0x01 | index u64 | time i64 | what consensus says
 //! 01                                  ClusterInfo
 //! 02 id                               Node
@@ -16,7 +17,8 @@
 //! 0b slot u32                         request id whose turn to be forgotten this slot is
 //! 0c                                  MetaCounters
 //! ```
-//! Golden files: `tests/golden/meta_rows_v1.hex`, `tests/golden/meta_rows_v2.hex`.
+//! Golden files: `tests/golden/meta_rows_v1.hex`, `tests/golden/meta_rows_v2.hex`,
+//! `tests/golden/meta_clusters_v2.hex`.
 
 use super::canonical;
 use crate::catalog::DefinitionKind;
@@ -28,8 +30,9 @@ use prost::Message;
 
 /// Of values. A newer one is refused.
 const VALUE_VERSION: u8 = 1;
-/// Of nodes that are not simply active: a cairnd that knows no states must not take them for active ones.
-const NODE_STATE_VERSION: u8 = 2;
+/// Of nodes that are not simply active, and of a cluster whose slots are not where they were at first: a cairnd that
+/// knows no states must not take the nodes for active ones, nor look for rows where they were.
+const STATES_VERSION: u8 = 2;
 
 /// Where the position is kept; not part of the state that replicas compare.
 pub const POSITION_KEY: &[u8] = &[tag::POSITION];
@@ -116,7 +119,8 @@ impl Row {
 
     fn version(&self) -> u8 {
         match self {
-            Self::Node(node) if node.state() != NodeState::Active => NODE_STATE_VERSION,
+            Self::Node(node) if node.state() != NodeState::Active => STATES_VERSION,
+            Self::Cluster(cluster) if cluster.slot_move.is_some() || cluster.slot_map_epoch > 1 => STATES_VERSION,
             _ => VALUE_VERSION,
         }
     }
@@ -127,9 +131,9 @@ impl Row {
     /// `InvalidArgument` for a value of a newer version, `Corrupt` for anything not understood.
     pub fn decode(key: &[u8], value: &[u8]) -> Result<Option<Self>> {
         let corrupt = || Error::Corrupt(format!("a row of the meta group is not understood (key {key:02x?})"));
-        let is_node = key.first() == Some(&tag::NODE);
+        let has_states = matches!(key.first(), Some(&tag::NODE | &tag::CLUSTER));
         let message = match value.split_first() {
-            Some((&NODE_STATE_VERSION, message)) if is_node => message,
+            Some((&STATES_VERSION, message)) if has_states => message,
             _ => payload(value)?,
         };
         fn read<M: Message + Default>(message: &[u8], wrap: fn(M) -> Row) -> Result<Row, prost::DecodeError> {
@@ -202,7 +206,7 @@ pub fn payload(value: &[u8]) -> Result<&[u8]> {
         Some((&VALUE_VERSION, message)) => Ok(message),
         Some((version, _)) if *version > VALUE_VERSION => Err(Error::InvalidArgument(format!(
             "the meta group holds values of format {version}, written by a newer Cairn; this one reads up to \
-             {NODE_STATE_VERSION}: start the newer cairnd"
+             {STATES_VERSION}: start the newer cairnd"
         ))),
         _ => Err(Error::Corrupt("a value of the meta group is damaged".to_owned())),
     }

@@ -10,10 +10,10 @@ use cairn_proto::record::v1::definition::Kind;
 use cairn_proto::record::v1::meta_command::Change;
 use cairn_proto::record::v1::meta_outcome::Outcome;
 use cairn_proto::record::v1::{
-    AddNode, ApplyDefinitions, Arm, BlobRef, ChangeNodeState, Definition, DefinitionVersion, Deployment, Entity,
-    FeatureService, FeatureType, FeatureView, Field, InitCluster, MetaCommand, MetaOutcome, Model, ModelVersion,
-    MoveAlias, Node, NodeState, OnDemandFeature, OnDemandFeatureView, RegisterModelVersion, TimeTick, UpdateNode,
-    ValueKind,
+    AddNode, ApplyDefinitions, Arm, BeginSlotMove, BlobRef, CancelSlotMove, ChangeNodeState, Definition,
+    DefinitionVersion, Deployment, EndSlotMove, Entity, FeatureService, FeatureType, FeatureView, Field, InitCluster,
+    MetaCommand, MetaOutcome, Model, ModelVersion, MoveAlias, Node, NodeState, OnDemandFeature, OnDemandFeatureView,
+    RegisterModelVersion, SlotMove, SlotMoveState, SwitchSlotMap, TimeTick, UpdateNode, ValueKind,
 };
 use prost::Message;
 use tempfile::TempDir;

@@ -5,42 +5,50 @@
 //! like any other; an `Err` stops this replica.
 
 use super::dedup::{Dedup, Seen};
-use super::records::{ProducerKey, RowRef, STATE_KEY, decode_latest, encode_history, encode_latest, encode_state};
-use super::{COMMAND_VERSION, HISTORY, LATEST, SEQUENCE_WINDOW, SYSTEM};
+use super::records::{ChangeRef, ProducerKey, SLOTS_KEY, STATE_KEY, change_key, changes_of, encode_state};
+use super::rows::Rows;
+use super::slots::{Segment, Slots};
+use super::{COMMAND_VERSION, SEQUENCE_WINDOW, SYSTEM, UPSERT_VERSION};
 use crate::block::read_block;
-use crate::engine::{Batch, Db};
-use crate::keys::{push_latest_key, push_version};
+use crate::engine::{Batch, Cf, Db, end_of_prefix};
+use crate::keys::slot_of;
 use crate::replica::{Applied, Entry};
-use crate::{Error, Fatal, Result};
+use crate::{Fatal, Result};
 use cairn_proto::ErrorKind;
 use cairn_proto::record::v1::{
     AppliedSequence, Refusal, ShardCommand, ShardOutcome, UpsertRows, shard_command::Change,
 };
 use prost::Message;
-use std::ops::Range;
+use std::sync::Arc;
 
 /// Longest producer name.
 const PRODUCER_BYTES_MAX: usize = 256;
 
-/// Keys read at once.
-const KEYS_AT_ONCE: usize = 1024;
+/// What an apply leads to, not yet written.
+pub(super) struct Prepared<'a> {
+    pub batch: Batch<'a>,
+    pub outcomes: Vec<Vec<u8>>,
+    pub applied: Applied,
+    pub slots: Arc<Slots>,
+}
 
-pub(super) fn apply(
-    db: &Db,
+pub(super) fn apply<'a>(
+    db: &'a Db,
     before: Applied,
+    slots: Arc<Slots>,
     entries: &[Entry<'_>],
     position: &[u8],
-) -> Result<(Vec<Vec<u8>>, Applied), Fatal> {
+) -> Result<Prepared<'a>, Fatal> {
     let (decoded, applied) = decode(before, entries)?;
     let mut outcomes = Vec::with_capacity(entries.len());
-    let mut dedup = Dedup::new(db);
-    let mut rows = Rows::default();
+    let mut working = Working::new(db, slots);
     for entry in &decoded {
         let outcome = match &entry.ask {
             Ask::Nothing => None,
             Ask::Refused(message) => Some(refused(message.clone())),
             Ask::Tick => Some(ShardOutcome::default()),
-            Ask::Upsert(upsert) => Some(take_rows(upsert, entry.at, outcomes.len(), &mut dedup, &mut rows)?),
+            Ask::Upsert(upsert) => Some(working.take_rows(upsert, entry.at, outcomes.len())?),
+            Ask::Slots(change) => Some(working.change_slots(change, entry.at)?),
         };
         outcomes.push(outcome.map(|mut outcome| {
             outcome.applied_us = entry.at.time_us;
@@ -51,12 +59,10 @@ pub(super) fn apply(
         }));
     }
     let mut batch = db.batch()?;
-    rows.write(db, &mut batch, &mut outcomes)?;
-    dedup.write(&mut batch);
+    let slots = working.write(&mut batch, &mut outcomes)?;
     batch.put(SYSTEM, STATE_KEY, &encode_state(applied, position));
-    db.write(batch)?;
     let encode = |outcome: Option<ShardOutcome>| outcome.map(|outcome| outcome.encode_to_vec()).unwrap_or_default();
-    Ok((outcomes.into_iter().map(encode).collect(), applied))
+    Ok(Prepared { batch, outcomes: outcomes.into_iter().map(encode).collect(), applied, slots })
 }
 
 struct Decoded {
@@ -70,6 +76,8 @@ enum Ask {
     Refused(String),
     Tick,
     Upsert(UpsertRows),
+    /// A step of a move of slots.
+    Slots(Box<Change>),
 }
 
 fn decode(before: Applied, entries: &[Entry<'_>]) -> Result<(Vec<Decoded>, Applied), Fatal> {
@@ -84,9 +92,9 @@ fn decode(before: Applied, entries: &[Entry<'_>]) -> Result<(Vec<Decoded>, Appli
         let ask = match entry.command.map(ShardCommand::decode) {
             None => Ask::Nothing,
             Some(Err(error)) => Ask::Refused(format!("the shard command does not decode: {error}")),
-            Some(Ok(command)) if command.version != COMMAND_VERSION => {
+            Some(Ok(command)) if !(UPSERT_VERSION..=COMMAND_VERSION).contains(&command.version) => {
                 return Err(Fatal(format!(
-                    "log entry {} holds a shard command of version {}, and this node knows version {COMMAND_VERSION}: \
+                    "log entry {} holds a shard command of version {}, and this node knows up to version {COMMAND_VERSION}: \
                      run the newer version of cairnd that the others run",
                     entry.index, command.version
                 )));
@@ -97,7 +105,14 @@ fn decode(before: Applied, entries: &[Entry<'_>]) -> Result<(Vec<Decoded>, Appli
                 match command.change {
                     Some(Change::UpsertRows(upsert)) => Ask::Upsert(upsert),
                     Some(Change::TimeTick(_)) => Ask::Tick,
-                    None => Ask::Refused("the shard command holds no change".to_owned()),
+                    // Who knows version 1 only sees no change in one of these.
+                    Some(change) if command.version > UPSERT_VERSION => {
+                        if let Change::ActivateSlots(ask) = &change {
+                            at.time_us = at.time_us.max(ask.time_floor_us);
+                        }
+                        Ask::Slots(Box::new(change))
+                    }
+                    _ => Ask::Refused("the shard command holds no change".to_owned()),
                 }
             }
         };
@@ -111,153 +126,179 @@ fn refused(message: String) -> ShardOutcome {
     ShardOutcome { refused: Some(Refusal { kind, message }), ..ShardOutcome::default() }
 }
 
-/// Adds the rows of one command to `rows`, or says why not. `slot`: the place of its outcome.
-fn take_rows<'c>(
-    upsert: &'c UpsertRows,
-    at: Applied,
-    slot: usize,
-    dedup: &mut Dedup<'_>,
-    rows: &mut Rows<'c>,
-) -> Result<ShardOutcome> {
-    let UpsertRows { storage_id, producer, sequence, .. } = upsert;
-    if producer.len() > PRODUCER_BYTES_MAX {
-        return Ok(refused(format!(
-            "the producer's name has {} bytes, over the limit of {PRODUCER_BYTES_MAX}",
-            producer.len()
-        )));
-    }
-    let key = (!producer.is_empty()).then(|| ProducerKey::new(*storage_id, producer));
-    if let Some(key) = &key {
-        match dedup.check(key, *sequence)? {
-            Seen::No => {}
-            Seen::Yes(first) => {
-                return Ok(ShardOutcome { rows_duplicate: first.rows, index: first.index, ..ShardOutcome::default() });
-            }
-            Seen::Unknown { highest } => {
-                return Ok(refused(format!(
-                    "sequence {sequence} of producer `{producer}` is below the window: its highest is {highest}, and \
-                     only the last {SEQUENCE_WINDOW} sequences are remembered; continue above {highest}"
-                )));
-            }
-        }
-    }
-    let taken = match rows.take(upsert, at, slot) {
-        Ok(taken) => taken,
-        Err(error) => return Ok(refused(error.to_string())),
-    };
-    if let Some(key) = key {
-        dedup.add(key, AppliedSequence { sequence: *sequence, index: at.index, rows: taken });
-    }
-    Ok(ShardOutcome { rows_accepted: taken, ..ShardOutcome::default() })
+/// Everything that the entries of one apply change; later entries see what earlier ones did.
+pub(super) struct Working<'c, 'd> {
+    pub slots: Arc<Slots>,
+    pub slots_changed: bool,
+    pub dedup: Dedup<'d>,
+    pub rows: Rows<'c>,
+    db: &'d Db,
+    /// What a copy under way needs: (move, key, value).
+    changes: Vec<(u64, Vec<u8>, Vec<u8>)>,
+    /// Deleted before anything is put.
+    cleared: Vec<(Cf, Vec<u8>, Vec<u8>)>,
 }
 
-/// The rows of all commands of one apply, in order.
-#[derive(Default)]
-struct Rows<'c> {
-    /// `latest` keys, side by side.
-    keys: Vec<u8>,
-    rows: Vec<Row<'c>>,
-}
-
-struct Row<'c> {
-    key: Range<usize>,
-    row: RowRef<'c>,
-    /// Place of its command's outcome.
-    slot: usize,
-}
-
-impl<'c> Rows<'c> {
-    /// Takes all rows of a command or, when one is bad, none.
-    fn take(&mut self, upsert: &'c UpsertRows, at: Applied, slot: usize) -> Result<u32> {
-        let (keys_before, rows_before) = (self.keys.len(), self.rows.len());
-        let taken = self.take_all(upsert, at, slot);
-        if taken.is_err() {
-            self.keys.truncate(keys_before);
-            self.rows.truncate(rows_before);
-        }
-        taken
+impl<'c, 'd> Working<'c, 'd> {
+    fn new(db: &'d Db, slots: Arc<Slots>) -> Self {
+        let (dedup, rows) = (Dedup::new(db), Rows::default());
+        Self { slots, slots_changed: false, dedup, rows, db, changes: Vec::new(), cleared: Vec::new() }
     }
 
-    fn take_all(&mut self, upsert: &'c UpsertRows, at: Applied, slot: usize) -> Result<u32> {
-        let before = self.rows.len();
-        for row in read_block(&upsert.rows) {
-            let row = row?;
-            let start = self.keys.len();
-            push_latest_key(upsert.storage_id, row.entity_key, &mut self.keys);
-            let stored = RowRef {
-                event_us: row.event_us,
-                created_us: row.created_us,
-                commit: at.index,
-                committed_us: at.time_us,
-                packed: row.packed,
-            };
-            self.rows.push(Row { key: start..self.keys.len(), row: stored, slot });
-        }
-        let taken = self.rows.len() - before;
-        if taken != upsert.row_count as usize {
-            return Err(Error::InvalidArgument(format!(
-                "the command says {} rows and holds {taken}",
-                upsert.row_count
+    /// Takes the rows of one command, or says why not. `slot`: the place of its outcome.
+    fn take_rows(&mut self, upsert: &'c UpsertRows, at: Applied, slot: usize) -> Result<ShardOutcome> {
+        let UpsertRows { storage_id, producer, sequence, .. } = upsert;
+        if producer.len() > PRODUCER_BYTES_MAX {
+            return Ok(refused(format!(
+                "the producer's name has {} bytes, over the limit of {PRODUCER_BYTES_MAX}",
+                producer.len()
             )));
         }
-        Ok(upsert.row_count)
-    }
-
-    fn key(&self, row: usize) -> &[u8] {
-        &self.keys[self.rows[row].key.clone()]
-    }
-
-    /// Decides the last writer of each entity and puts all rows into `batch`.
-    fn write(&self, db: &Db, batch: &mut Batch<'_>, outcomes: &mut [Option<ShardOutcome>]) -> Result<()> {
-        // Entities in key order; each row knows its entity.
-        let mut order: Vec<usize> = (0..self.rows.len()).collect();
-        order.sort_by(|&a, &b| self.key(a).cmp(self.key(b)));
-        let mut entities: Vec<usize> = Vec::with_capacity(order.len()); // a row that has the key
-        let mut entity_of = vec![0; self.rows.len()];
-        for &row in &order {
-            if entities.last().is_none_or(|&last| self.key(last) != self.key(row)) {
-                entities.push(row);
+        let segments = match self.segments(upsert) {
+            Ok(Some(segments)) => segments,
+            Ok(None) => return Ok(moved()),
+            Err(error) => return Ok(refused(error.to_string())),
+        };
+        let mut outcome = ShardOutcome::default();
+        let mut fresh: Vec<(Segment, u32)> = Vec::with_capacity(segments.len());
+        for (segment, rows) in segments {
+            if producer.is_empty() {
+                fresh.push((segment, rows));
+                continue;
             }
-            entity_of[row] = entities.len() - 1;
-        }
-        let mut newest: Vec<Option<(i64, i64, u64)>> = Vec::with_capacity(entities.len());
-        for keys in entities.chunks(KEYS_AT_ONCE) {
-            for value in db.multi_get(LATEST, keys.iter().map(|&row| self.key(row)))? {
-                newest.push(value.map(|value| decode_latest(&value).map(|row| row.version())).transpose()?);
-            }
-        }
-        // In log order, so that each row meets what was newest at its turn. Equal times of one command: the later row.
-        let mut winners: Vec<Option<usize>> = vec![None; entities.len()];
-        let (mut key, mut value) = (Vec::new(), Vec::new());
-        for (index, row) in self.rows.iter().enumerate() {
-            let entity = entity_of[index];
-            let wins = Some(row.row.version()) >= newest[entity];
-            #[cfg(feature = "seeded-bugs")]
-            let wins = wins || crate::seeded::awake("last-arrival");
-            if wins {
-                newest[entity] = Some(row.row.version());
-                winners[entity] = Some(index);
-                if let Some(Some(outcome)) = outcomes.get_mut(row.slot) {
-                    outcome.rows_updated += 1;
+            match self.dedup.check(&ProducerKey::new(segment, *storage_id, producer), *sequence)? {
+                Seen::No => fresh.push((segment, rows)),
+                Seen::Yes(first) => {
+                    outcome.rows_duplicate += if self.slots.are_plain() { first.rows } else { rows };
+                    outcome.index = outcome.index.max(first.index).max(self.slots.activated(segment));
+                }
+                Seen::Unknown { highest } => {
+                    return Ok(refused(format!(
+                        "sequence {sequence} of producer `{producer}` is below the window: its highest is {highest}, and \
+                         only the last {SEQUENCE_WINDOW} sequences are remembered; continue above {highest}"
+                    )));
                 }
             }
-            key.clear();
-            key.extend_from_slice(self.key(index));
-            push_version(row.row.event_us, row.row.created_us, row.row.commit, &mut key);
-            encode_history(&row.row, &mut value);
-            batch.put(HISTORY, &key, &value);
         }
-        for &winner in winners.iter().flatten() {
-            encode_latest(&self.rows[winner].row, &mut value);
-            #[cfg(feature = "seeded-bugs")]
-            if crate::seeded::awake("torn-batch") {
-                let mut early = db.batch()?;
-                early.put(LATEST, self.key(winner), &value);
-                db.write(early)?;
-                std::thread::park_timeout(std::time::Duration::from_millis(3)); // so that a read falls between
+        if fresh.is_empty() {
+            return Ok(outcome);
+        }
+        outcome.index = 0; // this entry's own
+        let slots = &self.slots;
+        let wanted = |slot| {
+            slots.are_plain() || slots.segment(slot).is_some_and(|segment| fresh.iter().any(|(it, _)| *it == segment))
+        };
+        let commit = at.index.saturating_add(slots.commit_offset());
+        let before = self.rows.len();
+        match self.rows.take(upsert, at, commit, slot, &wanted) {
+            Ok(taken) => outcome.rows_accepted = taken,
+            Err(error) => return Ok(refused(error.to_string())),
+        }
+        if !producer.is_empty() {
+            for (segment, rows) in &fresh {
+                let rows = if slots.are_plain() { outcome.rows_accepted } else { *rows };
+                let applied = AppliedSequence { sequence: *sequence, index: at.index, rows };
+                self.dedup.add(ProducerKey::new(*segment, *storage_id, producer), applied);
             }
-            batch.put(LATEST, self.key(winner), &value);
         }
-        Ok(())
+        self.note_changes(upsert, at, before, &fresh);
+        Ok(outcome)
     }
+
+    /// The segments that a command's rows are in, with how many rows each; `None` when some slot takes none.
+    fn segments(&self, upsert: &UpsertRows) -> Result<Option<Vec<(Segment, u32)>>> {
+        if self.slots.are_plain() {
+            return Ok(Some(vec![(Segment::Home, 0)]));
+        }
+        let mut segments: Vec<(Segment, u32)> = Vec::new();
+        for row in read_block(&upsert.rows) {
+            let Some(segment) = self.slots.segment(slot_of(row?.entity_key)) else { return Ok(None) };
+            match segments.iter_mut().find(|(known, _)| *known == segment) {
+                Some((_, rows)) => *rows += 1,
+                None => segments.push((segment, 1)),
+            }
+        }
+        if segments.is_empty() {
+            segments.push((Segment::Home, 0));
+        }
+        Ok(Some(segments))
+    }
+
+    /// Writes down what a copy under way needs of the rows from `before` on, and of their sequence.
+    fn note_changes(&mut self, upsert: &UpsertRows, at: Applied, before: usize, fresh: &[(Segment, u32)]) {
+        let copying = self.slots.copying();
+        let Some((id, first, last)) = copying else { return };
+        let mut number = 0;
+        let mut note = |change: ChangeRef<'_>| {
+            self.changes.push((id, change_key(id, at.index, number), change.encode()));
+            number += 1;
+        };
+        let mut history_key = Vec::new();
+        for row in before..self.rows.len() {
+            if (first..=last).contains(&self.rows.slot(row)) {
+                self.rows.history_key(row, &mut history_key);
+                note(ChangeRef::Row { history_key: &history_key });
+            }
+        }
+        if upsert.producer.is_empty() {
+            return;
+        }
+        for (origin, _, segment) in self.slots.pieces(first, last) {
+            if let Some((_, rows)) = fresh.iter().find(|(it, _)| *it == segment) {
+                let producer = ProducerKey::new(segment, upsert.storage_id, &upsert.producer).name;
+                note(ChangeRef::Sequence { origin, sequence: upsert.sequence, rows: *rows, producer: &producer });
+            }
+        }
+    }
+
+    /// Deletes the rows of a range of slots.
+    pub(super) fn purge_rows(&mut self, first: u16, last: u16) {
+        self.rows.purge(first, last);
+        let (from, to) = (first.to_be_bytes().to_vec(), last.saturating_add(1).to_be_bytes().to_vec());
+        for cf in [super::LATEST, super::HISTORY] {
+            self.cleared.push((cf, from.clone(), to.clone()));
+        }
+    }
+
+    /// Deletes the sequences of a segment that is gone for good.
+    pub(super) fn purge_segment(&mut self, segment: Segment) {
+        self.dedup.forget(segment);
+        for prefix in [super::records::states_of(segment), super::records::sequences_of(segment)] {
+            self.clear_prefix(prefix);
+        }
+    }
+
+    /// Deletes the changes that were written down for a copy.
+    pub(super) fn purge_changes(&mut self, id: u64) {
+        self.changes.retain(|(of, ..)| *of != id);
+        self.clear_prefix(changes_of(id));
+    }
+
+    fn clear_prefix(&mut self, prefix: Vec<u8>) {
+        if let Some(end) = end_of_prefix(&prefix) {
+            self.cleared.push((SYSTEM, prefix, end));
+        }
+    }
+
+    fn write(self, batch: &mut Batch<'_>, outcomes: &mut [Option<ShardOutcome>]) -> Result<Arc<Slots>> {
+        for (cf, from, to) in &self.cleared {
+            batch.delete_range(*cf, from, to);
+        }
+        self.rows.write(self.db, batch, outcomes)?;
+        self.dedup.write(batch);
+        for (_, key, value) in &self.changes {
+            batch.put(SYSTEM, key, value);
+        }
+        if self.slots_changed {
+            batch.put(SYSTEM, SLOTS_KEY, &self.slots.encode());
+        }
+        Ok(self.slots)
+    }
+}
+
+/// A command whose slots are not all this shard's, as of now. Nothing of it was done.
+fn moved() -> ShardOutcome {
+    let message = "some of the rows' slots are moving to another shard; send the same again".to_owned();
+    let kind = ErrorKind::Unavailable.as_str().to_owned();
+    ShardOutcome { refused: Some(Refusal { kind, message }), slots_moved: true, ..ShardOutcome::default() }
 }

@@ -2,10 +2,12 @@
 //!
 //! For each producer of a view the shard keeps its highest sequence, and which of the last [`SEQUENCE_WINDOW`] sequences were
 //! applied, each under a key of its own so that a command writes two small records whatever the window. Sequences may
-//! come in any order inside the window; one below it is refused, because nobody can tell any more.
+//! come in any order inside the window; one below it is refused, because nobody can tell any more. Slots that came by a
+//! move brought their producers' sequences along, as a segment of their own: there a sequence is another one.
 
 use super::SYSTEM;
 use super::records::ProducerKey;
+use super::slots::Segment;
 use crate::engine::{Batch, Db};
 use crate::{Error, Result};
 use cairn_proto::record::v1::{AppliedSequence, ProducerState};
@@ -81,6 +83,11 @@ impl<'a> Dedup<'a> {
         let state = self.producers.entry(producer).or_default();
         state.highest = state.highest.max(Some(applied.sequence));
         state.added.insert(applied.sequence, applied);
+    }
+
+    /// Forgets a segment, which is not asked for again.
+    pub(super) fn forget(&mut self, segment: Segment) {
+        self.producers.retain(|producer, _| producer.segment != segment);
     }
 
     pub(super) fn write(self, batch: &mut Batch<'_>) {

@@ -1,6 +1,8 @@
 //! A feature shard: the state machine that holds the rows of its slots, and the reads of them.
 //!
-//! - [`apply`]: committed commands to one atomic write; [`dedup`]: (producer, sequence) once
+//! - [`apply`]: committed commands to one atomic write; [`rows`]: the last writers; [`dedup`]: (producer, sequence) once
+//! - [`slots`]: what the shard has after slots moved; [`moves`]: the steps of a move; [`export`]: what it copies;
+//!   [`drive`]: which step is next
 //! - [`records`]: values and system keys as bytes
 //! - [`reads`]: newest and as-of rows by entity key; [`scan`]: many rows in key order
 //!
@@ -9,16 +11,24 @@
 
 mod apply;
 mod dedup;
+mod drive;
+mod export;
+mod moves;
 mod reads;
 mod records;
+mod rows;
 mod scan;
+mod slots;
 #[cfg(test)]
 mod tests;
 
 pub use dedup::SEQUENCE_WINDOW;
+pub use drive::{Ask, next_asks};
+pub use export::Part;
 pub use reads::Lookup;
 pub use records::RowRef;
 pub use scan::Scope;
+pub use slots::{Claims, Slots, home_shard};
 
 use crate::digest::{self, Digest, Digests, Span, digest};
 use crate::engine::{Cf, Db, Engine, Family, Format, Group, Layout};
@@ -32,9 +42,11 @@ use prost::Message;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Version of [`cairn_proto::record::v1::ShardCommand`] this node makes and applies. A new kind of change, or a new
-/// layout inside one, is a new version: a node that does not know it must stop and not guess.
-pub const COMMAND_VERSION: u32 = 1;
+/// Newest version of [`cairn_proto::record::v1::ShardCommand`] this node applies: steps of a move of slots. A new kind of
+/// change, or a new layout inside one, is a new version: a node that does not know it must stop and not guess.
+pub const COMMAND_VERSION: u32 = 2;
+/// Version of a command with rows, or with nothing but time.
+pub const UPSERT_VERSION: u32 = 1;
 
 static FORMAT: Format = Format {
     kind: "shard",
@@ -56,15 +68,20 @@ pub struct Shard {
     /// Held by whoever changes the state: an apply or an install.
     changing: Mutex<()>,
     digests: Digests,
+    /// Told whenever a claim changes.
+    followers: Mutex<Vec<Follower>>,
 }
+
+type Follower = Box<dyn Fn(&Claims) + Send>;
 
 /// An audit covers as many slots as hold about this many bytes.
 const AUDIT_BYTES: u64 = 1 << 30;
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 struct Progress {
     applied: Applied,
     position: Option<Vec<u8>>,
+    slots: Arc<Slots>,
 }
 
 impl Shard {
@@ -88,7 +105,25 @@ impl Shard {
             progress: RwLock::new(progress),
             changing: Mutex::new(()),
             digests: Digests::default(),
+            followers: Mutex::default(),
         }))
+    }
+
+    /// The slots this replica has now.
+    pub fn slots(&self) -> Arc<Slots> {
+        self.progress.read().slots.clone()
+    }
+
+    /// Tells `follower` which slots this replica has, now and after each change: of one that goes before its rows do, of
+    /// one that comes once its rows are there. `follower` must be quick and must not call this shard.
+    pub fn follow_claims(&self, follower: impl Fn(&Claims) + Send + 'static) {
+        let _changing = self.changing.lock();
+        follower(&self.slots().claims());
+        self.followers.lock().push(Box::new(follower));
+    }
+
+    fn tell(&self, claims: &Claims) {
+        self.followers.lock().iter().for_each(|follower| follower(claims));
     }
 
     /// Puts everything applied on disk, so that less is applied again after a restart.
@@ -128,30 +163,35 @@ fn audit_of(command: &[u8]) -> Option<Audit> {
     }
     match ShardCommand::decode(command).ok()?.change? {
         Change::TimeTick(tick) => tick.audit,
-        Change::UpsertRows(_) => None,
+        _ => None,
     }
 }
 
 fn read_progress(db: &Db) -> Result<Progress> {
-    match db.get(SYSTEM, records::STATE_KEY)? {
-        None => Ok(Progress::default()),
-        Some(value) => {
-            let (applied, position) = records::decode_state(&value)
-                .ok_or_else(|| Error::Corrupt(format!("the applied position in {} is broken", db.path().display())))?;
-            Ok(Progress { applied, position: Some(position.to_vec()) })
-        }
-    }
+    let Some(value) = db.get(SYSTEM, records::STATE_KEY)? else { return Ok(Progress::default()) };
+    let (applied, position) = records::decode_state(&value)
+        .ok_or_else(|| Error::Corrupt(format!("the applied position in {} is broken", db.path().display())))?;
+    let slots = db.get(SYSTEM, records::SLOTS_KEY)?.map(|value| Slots::decode(&value)).transpose()?;
+    Ok(Progress { applied, position: Some(position.to_vec()), slots: slots.unwrap_or_default().into() })
 }
 
 impl Replica for Shard {
     fn apply(&self, entries: &[Entry<'_>], position: &[u8]) -> Result<Vec<Vec<u8>>, Fatal> {
         let _changing = self.changing.lock();
         let db = self.group.db();
-        let applied = self.progress.read().applied;
-        let (outcomes, applied) = apply::apply(&db, applied, entries, position)?;
-        let replayed =
-            std::mem::replace(&mut *self.progress.write(), Progress { applied, position: Some(position.to_vec()) });
-        if let Some(last) = entries.last().filter(|last| last.index > replayed.applied.index) {
+        let Progress { applied: replayed, slots: before, .. } = self.progress.read().clone();
+        let apply::Prepared { batch, outcomes, applied, slots } =
+            apply::apply(&db, replayed, before.clone(), entries, position)?;
+        let moved = !Arc::ptr_eq(&before, &slots);
+        if moved {
+            self.tell(&before.claims().both(&slots.claims()));
+        }
+        db.write(batch)?;
+        *self.progress.write() = Progress { applied, position: Some(position.to_vec()), slots: slots.clone() };
+        if moved {
+            self.tell(&slots.claims());
+        }
+        if let Some(last) = entries.last().filter(|last| last.index > replayed.index) {
             self.audited(db, last);
         }
         Ok(outcomes)
@@ -180,7 +220,7 @@ impl Replica for Shard {
         let last_slot = ((part + 1) * SLOTS as u64 / parts - 1) as u32;
         let tick = TimeTick { audit: Some(Audit { first_slot, last_slot }) };
         let change = Some(Change::TimeTick(tick));
-        Some(ShardCommand { version: COMMAND_VERSION, proposed_at_us: now_us, change }.encode_to_vec())
+        Some(ShardCommand { version: UPSERT_VERSION, proposed_at_us: now_us, change }.encode_to_vec())
     }
 
     fn is_audit(&self, command: &[u8]) -> bool {
@@ -198,16 +238,29 @@ impl Replica for Shard {
 
     fn install(&self, dir: &Path) -> Result<(), Fatal> {
         let _changing = self.changing.lock();
-        let progress = self.group.install(dir, read_progress)?;
+        let before = self.slots();
+        let told = |db: &Db| {
+            let progress = read_progress(db)?;
+            if progress.slots != before {
+                self.tell(&before.claims().both(&progress.slots.claims()));
+            }
+            Ok(progress)
+        };
+        let progress = self.group.install(dir, told)?;
         #[cfg(feature = "seeded-bugs")]
         if crate::seeded::awake("lost-dedup") {
             let db = self.group.db();
             let mut batch = db.batch()?;
             // Behind the state: producers and their sequences.
             batch.delete_range(SYSTEM, &[1], &[3]);
+            batch.delete_range(SYSTEM, &[4], &[6]);
             db.write(batch)?;
         }
+        let slots = progress.slots.clone();
         *self.progress.write() = progress;
+        if slots != before {
+            self.tell(&slots.claims());
+        }
         Ok(())
     }
 }

@@ -6,8 +6,15 @@
 //! system key       00                       value  1 | applied index u64 | commit time i64 | position
 //!                  01 | storage id u32 BE | producer, escaped   value  ProducerState
 //!                  02 | storage id u32 BE | producer, escaped | sequence u64 BE   value  AppliedSequence
+//!                  03                       value  1 | ShardSlots
+//!                  04 | segment | as 01     value  ProducerState     (segment: move id u64 BE | first slot u16 BE)
+//!                  05 | segment | as 02     value  AppliedSequence
+//!                  06 | move id u64 BE | log index u64 BE | n u32 BE     value  a change that a copy under way needs:
+//!                       00 | history key;   01 | segment's first slot u16 BE | sequence u64 BE | rows u32 BE | as in 01
 //! ```
+//! 03 and above are there only once slots moved (ADR-0009).
 
+use super::slots::Segment;
 use crate::keys::{push_escaped, split_history_key};
 use crate::replica::Applied;
 use crate::{Error, Result};
@@ -19,7 +26,7 @@ const VERSION: u8 = 1;
 pub struct RowRef<'a> {
     pub event_us: i64,
     pub created_us: i64,
-    /// Log index of the entry that wrote it.
+    /// Log index of the entry that wrote it; where its slot moved, what its shards then counted on with.
     pub commit: u64,
     /// Commit time of that entry.
     pub committed_us: i64,
@@ -116,22 +123,108 @@ pub(super) fn decode_state(value: &[u8]) -> Option<(Applied, &[u8])> {
     (*version == VERSION).then_some((applied, position))
 }
 
-/// A producer of one view: what it calls sequence 7 elsewhere is another.
+pub(super) const SLOTS_KEY: &[u8] = &[3];
+
+/// A producer of one view, in one segment: what it calls sequence 7 elsewhere is another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct ProducerKey(Vec<u8>);
+pub(super) struct ProducerKey {
+    pub segment: Segment,
+    /// Storage id and name.
+    pub name: Vec<u8>,
+}
 
 impl ProducerKey {
-    pub(super) fn new(storage_id: u32, producer: &str) -> Self {
-        let mut key = storage_id.to_be_bytes().to_vec();
-        push_escaped(producer.as_bytes(), &mut key);
-        Self(key)
+    pub(super) fn new(segment: Segment, storage_id: u32, producer: &str) -> Self {
+        let mut name = storage_id.to_be_bytes().to_vec();
+        push_escaped(producer.as_bytes(), &mut name);
+        Self { segment, name }
     }
 
     pub(super) fn state(&self) -> Vec<u8> {
-        [&[1], self.0.as_slice()].concat()
+        let mut key = states_of(self.segment);
+        key.extend_from_slice(&self.name);
+        key
     }
 
     pub(super) fn sequence(&self, sequence: u64) -> Vec<u8> {
-        [&[2], self.0.as_slice(), &sequence.to_be_bytes()].concat()
+        let mut key = sequences_of(self.segment);
+        key.extend_from_slice(&self.name);
+        key.extend_from_slice(&sequence.to_be_bytes());
+        key
+    }
+}
+
+/// What the keys of a segment's producers begin with.
+pub(super) fn states_of(segment: Segment) -> Vec<u8> {
+    of_segment(1, 4, segment)
+}
+
+/// What the keys of a segment's sequences begin with.
+pub(super) fn sequences_of(segment: Segment) -> Vec<u8> {
+    of_segment(2, 5, segment)
+}
+
+fn of_segment(home: u8, moved: u8, segment: Segment) -> Vec<u8> {
+    match segment {
+        Segment::Home => vec![home],
+        Segment::Moved { id, origin } => {
+            let mut key = vec![moved];
+            key.extend_from_slice(&id.to_be_bytes());
+            key.extend_from_slice(&origin.to_be_bytes());
+            key
+        }
+    }
+}
+
+/// Producer and sequence of a key behind [`sequences_of`].
+pub(super) fn split_sequence(rest: &[u8]) -> Option<(&[u8], u64)> {
+    let (name, sequence) = rest.split_last_chunk::<8>()?;
+    Some((name, u64::from_be_bytes(*sequence)))
+}
+
+/// What the keys of a move's changes begin with.
+pub(super) fn changes_of(id: u64) -> Vec<u8> {
+    let mut key = vec![6];
+    key.extend_from_slice(&id.to_be_bytes());
+    key
+}
+
+pub(super) fn change_key(id: u64, index: u64, number: u32) -> Vec<u8> {
+    let mut key = changes_of(id);
+    key.extend_from_slice(&index.to_be_bytes());
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// A change that a copy under way needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ChangeRef<'a> {
+    Row { history_key: &'a [u8] },
+    Sequence { origin: u16, sequence: u64, rows: u32, producer: &'a [u8] },
+}
+
+impl<'a> ChangeRef<'a> {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Row { history_key } => [&[0], *history_key].concat(),
+            Self::Sequence { origin, sequence, rows, producer } => {
+                [&[1], &origin.to_be_bytes()[..], &sequence.to_be_bytes(), &rows.to_be_bytes(), producer].concat()
+            }
+        }
+    }
+
+    pub(super) fn decode(value: &'a [u8]) -> Result<Self> {
+        let split = || {
+            let (kind, rest) = value.split_first()?;
+            if *kind == 0 {
+                return Some(Self::Row { history_key: rest });
+            }
+            let (origin, rest) = rest.split_first_chunk::<2>()?;
+            let (sequence, rest) = rest.split_first_chunk::<8>()?;
+            let (rows, producer) = rest.split_first_chunk::<4>()?;
+            let (origin, sequence) = (u16::from_be_bytes(*origin), u64::from_be_bytes(*sequence));
+            (*kind == 1).then_some(Self::Sequence { origin, sequence, rows: u32::from_be_bytes(*rows), producer })
+        };
+        split().ok_or_else(|| cut_short("change", value))
     }
 }

@@ -3,14 +3,14 @@
 use super::records::{RowRef, decode_history, decode_latest};
 use super::{HISTORY, LATEST, Shard};
 use crate::engine::{Cf, IterOptions};
-use crate::keys::{VERSION_BYTES, push_latest_key, push_prefix, split_latest_key};
+use crate::keys::{VERSION_BYTES, push_latest_key, push_prefix, slot_of, split_latest_key};
 use crate::{Error, Result};
 use std::ops::{ControlFlow, Range};
 
 /// Whose rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope<'a> {
-    /// All entities of the shard, in order of (slot, entity key).
+    /// All entities of the shard, in order of (slot, entity key): those that a move is still bringing are left out.
     All,
     /// Entities of these slots.
     Slots(Range<u16>),
@@ -53,11 +53,13 @@ impl Shard {
         scope: Scope<'_>,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
+        let bringing = self.slots();
         let db = self.group.db();
         let mut prefix = Vec::new();
         let mut slots = match scope {
             Scope::All => 0..cairn_proto::SLOTS as u16,
             Scope::Slots(slots) => slots,
+            Scope::Entity(key) if bringing.is_importing(slot_of(key)) => return Ok(()),
             Scope::Entity(key) => {
                 push_latest_key(storage_id, key, &mut prefix);
                 let mut iter = db.iter(cf, IterOptions { lower: Some(prefix.clone()), ..IterOptions::default() })?;
@@ -82,6 +84,10 @@ impl Shard {
                 let Some((slot, found, _)) = split_latest_key(key) else {
                     return Err(Error::Corrupt(format!("a key of {} bytes is cut short", key.len())));
                 };
+                if bringing.is_importing(slot) {
+                    slots.start = slot.saturating_add(1);
+                    break;
+                }
                 if (slot, found) != (slots.start, storage_id) {
                     // Past this slot's rows of the view: on to the next slot that has any rows.
                     slots.start = if slot == slots.start { slot + 1 } else { slot };

@@ -1,3 +1,5 @@
+mod moves;
+
 use super::*;
 use crate::block::BlockWriter;
 use crate::testing::{check_golden, hex, small_engine};
@@ -43,7 +45,7 @@ fn upsert(storage_id: u32, proposed_at_us: i64, producer: &str, sequence: u64, r
 }
 
 fn command(proposed_at_us: i64, change: Option<Change>) -> Vec<u8> {
-    ShardCommand { version: COMMAND_VERSION, proposed_at_us, change }.encode_to_vec()
+    ShardCommand { version: UPSERT_VERSION, proposed_at_us, change }.encode_to_vec()
 }
 
 fn row(key: u8, event_us: i64, created_us: i64, packed: &str) -> TestRow {
@@ -457,7 +459,7 @@ proptest! {
         let broken = UpsertRows { storage_id: 1, producer: "p".to_owned(), sequence: 1, rows, row_count: 1 };
         let outcome = &shard.apply(1, &[command(3, Some(Change::UpsertRows(broken)))])[0];
         prop_assert!(outcome.refused.is_some() || outcome.rows_accepted == 1);
-        let sound = ShardCommand::decode(&bytes[..]).map_or(true, |command| command.version == COMMAND_VERSION);
+        let sound = ShardCommand::decode(&bytes[..]).map_or(true, |command| (UPSERT_VERSION..=COMMAND_VERSION).contains(&command.version));
         let outcomes = shard.shard.apply(&[Entry { index: 2, command: Some(&bytes) }], b"two");
         prop_assert_eq!(outcomes.is_ok(), sound);
     }
@@ -472,7 +474,7 @@ fn a_command_of_another_version_stops_the_replica() {
     let entries = [Entry { index: 1, command: Some(&good) }, Entry { index: 2, command: Some(&newer) }];
     let fatal = shard.shard.apply(&entries, b"two").unwrap_err().to_string();
     assert!(
-        fatal.contains("log entry 2") && fatal.contains("version 7") && fatal.contains("knows version 1"),
+        fatal.contains("log entry 2") && fatal.contains("version 7") && fatal.contains("knows up to version 2"),
         "{fatal}"
     );
     assert_eq!(shard.shard.applied(), Applied::default());
@@ -630,8 +632,8 @@ fn stored_bytes_never_change() {
     let state = records::encode_state(applied, b"position");
     assert_eq!(records::decode_state(&state), Some((applied, &b"position"[..])));
     text += &format!("state {} {}\n", hex(records::STATE_KEY), hex(&state));
-    text += &format!("producer {}\n", hex(&records::ProducerKey::new(7, "e\0tl").state()));
-    text += &format!("sequence {}\n", hex(&records::ProducerKey::new(7, "etl").sequence(258)));
+    text += &format!("producer {}\n", hex(&records::ProducerKey::new(slots::Segment::Home, 7, "e\0tl").state()));
+    text += &format!("sequence {}\n", hex(&records::ProducerKey::new(slots::Segment::Home, 7, "etl").sequence(258)));
     let command = upsert(3, 5, "etl", 258, &[TestRow { key: 1, event_us: 2, created_us: 3, packed: b"row".to_vec() }]);
     text += &format!("command {}\n", hex(&command));
     check_golden("shard.v1.txt", &text);

@@ -46,6 +46,66 @@ fn nodes_have_one_name_each_and_ids_never_come_back() {
 }
 
 #[test]
+fn slots_move_one_range_at_a_time_and_the_map_follows() {
+    let bench = Bench::new();
+    let begin = |first, last, from, to| Change::BeginSlotMove(BeginSlotMove { first, last, from, to });
+    let cancel = |id| Change::CancelSlotMove(CancelSlotMove { id });
+    let switch = |id| Change::SwitchSlotMap(SwitchSlotMap { id });
+    let end = |id| Change::EndSlotMove(EndSlotMove { id });
+    bench.refused(begin(0, 1, 1, 2), "conflict", "not made yet");
+    bench.ok(init_cluster("c", 3));
+    let map = || {
+        let catalog = bench.meta.catalog();
+        let cluster = catalog.cluster().unwrap();
+        (cluster.slot_map_epoch, slot_runs(cluster))
+    };
+    let home = (1, vec![(0, 1365, 1), (1366, 2730, 2), (2731, 4095, 3)]);
+    assert_eq!(map(), home);
+    bench.refused(begin(7, 6, 1, 2), "invalid_argument", "7-6 is no range of slots: they go from 0 to 4095");
+    bench.refused(begin(0, 4096, 1, 2), "invalid_argument", "0-4096 is no range");
+    bench.refused(begin(0, u32::MAX, 1, 2), "invalid_argument", "is no range");
+    bench.refused(begin(0, 9, 1, 4), "not_found", "shard 4 not found; this cluster has shards 1 to 3");
+    bench.refused(begin(0, 9, 1, 0), "not_found", "shard 0 not found");
+    bench.refused(begin(0, 9, 1, 1), "invalid_argument", "slots 0-9 are in shard 1 already");
+    bench.refused(begin(0, 9, 2, 3), "invalid_argument", "slots 0-9 are not all in shard 2: 0-9 in shard 1; move");
+    let spread =
+        "slots 1300-1400 are not all in shard 1: 1300-1365 in shard 1, 1366-1400 in shard 2; move the slots of one";
+    bench.refused(begin(1300, 1400, 1, 3), "invalid_argument", spread);
+    bench.refused(cancel(0), "not_found", "no move of slots is under way");
+    bench.refused(switch(9), "not_found", "move 9 of slots is not under way: it is complete, or was given up");
+
+    let moving = |change| match bench.ok(change) {
+        Outcome::SlotMove(it) => (it.id, it.epoch, it.state()),
+        other => panic!("{other:?}"),
+    };
+    let (id, ..) = moving(begin(0, 99, 1, 3));
+    assert_eq!(id, bench.meta.applied().index);
+    assert_eq!(moving(begin(0, 99, 1, 3)), (id, 2, SlotMoveState::Copying), "the same again is the same move");
+    let busy =
+        format!("move {id} of slots 0-99 from shard 1 to shard 3 is under way, and there is one at a time; `cairn");
+    bench.refused(begin(0, 99, 1, 2), "conflict", &busy);
+    bench.refused(end(id), "conflict", "is neither complete nor given up");
+    bench.refused(switch(id + 1), "conflict", &format!("move {} of slots is not under way; move {id}", id + 1));
+    assert_eq!(moving(cancel(0)), (id, 2, SlotMoveState::Cancelling));
+    assert_eq!(moving(cancel(id)), (id, 2, SlotMoveState::Cancelling));
+    bench.refused(begin(0, 99, 1, 3), "conflict", "is under way");
+    bench.ok(end(id));
+    assert_eq!(map(), home, "given up");
+
+    let (second, ..) = moving(begin(0, 99, 1, 3));
+    bench.ok(cancel(second));
+    assert_eq!(moving(switch(second)), (second, 2, SlotMoveState::Switched), "too late to be given up");
+    assert_eq!(moving(switch(second)), (second, 2, SlotMoveState::Switched));
+    bench.refused(cancel(second), "conflict", "to undo it, move the slots back");
+    bench.ok(end(second));
+    bench.refused(end(second), "not_found", "not under way");
+    assert_eq!(map(), (2, vec![(0, 99, 3), (100, 1365, 1), (1366, 2730, 2), (2731, 4095, 3)]));
+    assert_eq!(*bench.meta.catalog(), rebuilt(&bench.meta));
+    let bench = bench.restart();
+    assert_eq!(bench.meta.catalog().slot_shard(99).unwrap(), 3);
+}
+
+#[test]
 fn nodes_drain_leave_and_never_come_back() {
     use NodeState::{Active, Draining, Removed, Removing};
     let bench = Bench::new();

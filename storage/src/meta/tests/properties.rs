@@ -32,6 +32,14 @@ fn change_strategy() -> impl Strategy<Value = (Change, bool)> {
         2 => (1u64..9, 0i32..5, any::<bool>()).prop_map(|(id, state, forced)| {
             (Change::ChangeNodeState(ChangeNodeState { id, state, forced }), false)
         }),
+        3 => (0u32..3, 0u32..3000, 0u32..4, 0u32..4).prop_map(|(first, more, from, to)| {
+            (Change::BeginSlotMove(BeginSlotMove { first: first * 1400, last: first * 1400 + more, from, to }), false)
+        }),
+        3 => (1u64..12, 0..3).prop_map(|(id, what)| match what {
+            0 => (Change::SwitchSlotMap(SwitchSlotMap { id }), false),
+            1 => (Change::EndSlotMove(EndSlotMove { id }), false),
+            _ => (Change::CancelSlotMove(CancelSlotMove { id: id % 2 }), false),
+        }),
         8 => (prop::collection::vec(definition_strategy(), 0..4), prop::bool::weighted(0.9))
             .prop_map(|(definitions, fill)| (apply_definitions("p", 3, &definitions), fill)),
         6 => (prop::sample::select(vec!["", "eta"]), any::<bool>())

@@ -83,7 +83,25 @@ fn golden_rows_hold() {
     expect_test::expect_file!["../../../tests/golden/meta_rows_v1.hex"].assert_eq(&golden);
 }
 
-/// What a version that knows node states wrote. A row of version 2 is a node in another state than active, and no other.
+/// What a version that knows moves of slots wrote.
+#[test]
+fn golden_clusters_of_version_2_hold() {
+    let mut golden = String::new();
+    let it = SlotMove { id: 300, epoch: 2, first: 0, last: 99, from: 1, to: 2, state: 1, begun_us: 7 };
+    for (slot_map_epoch, slot_move) in [(1, Some(it)), (2, Some(SlotMove { state: 2, ..it })), (2, None)] {
+        let Row::Cluster(cluster) = one_of_each().remove(0) else { panic!() };
+        let row = Row::Cluster(ClusterInfo { slot_map_epoch, slot_move, ..cluster });
+        let (key, mut value) = (row.key(), row.value());
+        assert_eq!(Row::decode(&key, &value).unwrap().unwrap(), row);
+        writeln!(golden, "Cluster: {} = {}", digits(&key), digits(&value)).unwrap();
+        value[0] = 1;
+        assert_eq!(Row::decode(&key, &value).unwrap_err().kind(), cairn_proto::ErrorKind::Corrupt);
+    }
+    expect_test::expect_file!["../../../tests/golden/meta_clusters_v2.hex"].assert_eq(&golden);
+}
+
+/// What a version that knows node states wrote. A row of version 2 is a node in another state than active, or a cluster
+/// whose slots move or have moved, and no other.
 #[test]
 fn golden_nodes_of_version_2_hold() {
     let mut golden = String::new();
