@@ -68,4 +68,31 @@ impl Client {
         })
         .await
     }
+
+    /// Moves the slots `first`…=`last`, all of one shard, to shard `to` while reads and writes go on. Returns when that has
+    /// begun; [`Client::cluster_status`] names the move until it is over.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a range that is not in one shard, or is in `to` already; `NotFound` for an unknown shard;
+    /// `Conflict` while another move is under way.
+    pub async fn move_slots(&self, first: u32, last: u32, to: u32) -> Result<api::SlotMove> {
+        let request = api::MoveSlotsRequest { first, last, to };
+        let reply = self.call(Repeat::Harmless, request, |channel, request| async move {
+            limited!(ClusterClient, channel).move_slots(request).await
+        });
+        Ok(reply.await?.r#move.unwrap_or_default())
+    }
+
+    /// Gives up the move of slots that is under way. If it is past that, it is completed all the same: the slot map of
+    /// [`Client::cluster_status`] tells, once no move is named any more.
+    ///
+    /// # Errors
+    /// `NotFound` when none is under way; `Conflict` when the slots have moved already.
+    pub async fn cancel_slot_move(&self) -> Result<api::SlotMove> {
+        let request = api::CancelSlotMoveRequest { id: 0 };
+        let reply = self.call(Repeat::Harmless, request, |channel, request| async move {
+            limited!(ClusterClient, channel).cancel_slot_move(request).await
+        });
+        Ok(reply.await?.r#move.unwrap_or_default())
+    }
 }

@@ -6,17 +6,21 @@ use crate::node::Node;
 use arrow_array::RecordBatch;
 use cairn_proto::command::{EVENT_TIMESTAMP, GetHistoricalFeatures, GetOnlineFeatures, ReadReply};
 use cairn_query::historical::{CreatedCutoff, HistoricalOptions};
-use cairn_query::online::{OnlineOptions, ReadAt};
+use cairn_query::online::{OnlineBatch, OnlineOptions, ReadAt};
 use cairn_query::plan::{FeaturePlan, Request};
+use cairn_query::source::settled;
 use cairn_storage::catalog::{Catalog, DefinitionKind};
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Rows of one online or predict batch.
 pub const ENTITY_ROWS_MAX: usize = 65_536;
 /// Up to this many look-ups run on the serving thread; more of them move to a blocking one.
 const INLINE_LOOKUPS_MAX: usize = 2_048;
+/// How long a read waits for slots that no replica here has: the old shard's is ahead of the new one's.
+const MOVING_MAX: Duration = Duration::from_secs(10);
 
 /// Compiled plans by what was asked for and the project's catalog version, so that a changed definition is found at once.
 #[derive(Debug, Default)]
@@ -173,10 +177,29 @@ pub async fn read_plan(
         return crate::api::flight::blocking(move || joined(&node, &plan, &rows, join)).await;
     }
     if rows.num_rows().saturating_mul(plan.views().len()) <= INLINE_LOOKUPS_MAX {
-        return Ok(plan.read_online(rows, at, node.source.as_ref(), options)?.batch);
+        match plan.read_online(rows, at, node.source.as_ref(), options) {
+            // Slots that move are waited for off this thread.
+            Err(cairn_query::Error::Moving(_)) => {}
+            done => return Ok(done?.batch),
+        }
     }
     let (node, plan, rows) = (Arc::clone(node), Arc::clone(plan), rows.clone());
-    crate::api::flight::blocking(move || Ok(plan.read_online(&rows, at, node.source.as_ref(), options)?.batch)).await
+    crate::api::flight::blocking(move || Ok(read_settled(&node, &plan, &rows, at, options)?.batch)).await
+}
+
+/// An online read that waits for slots which are between two shards here. Blocks.
+///
+/// # Errors
+/// As [`FeaturePlan::read_online`].
+pub fn read_settled(
+    node: &Node,
+    plan: &FeaturePlan,
+    rows: &RecordBatch,
+    at: ReadAt,
+    options: OnlineOptions,
+) -> cairn_query::Result<OnlineBatch> {
+    let source = node.source.as_ref();
+    settled(source, MOVING_MAX, || plan.read_online(rows, at, source, options))
 }
 
 /// Rows that carry their own times: the required columns and the features, as an online read gives them.

@@ -1,8 +1,8 @@
 //! Rows into a feature view: checked row by row, cut by shard, one replicated command a shard.
 //!
 //! Always true: every row of an accepted batch is counted in exactly one of accepted, duplicate or rejected; a row
-//! with a reason stays out and does not hold back the others; the same (producer, sequence) cuts into the same
-//! commands, so a retry finds its own earlier effect in each shard.
+//! with a reason stays out and does not hold back the others; rows of one batch that are in the same segment of slots
+//! travel in one command, whatever moves, so a retry finds its own earlier effect in each segment (ADR-0009).
 
 use crate::clock::now_us;
 use crate::error::{Error, Result};
@@ -15,12 +15,15 @@ use cairn_proto::ErrorKind;
 use cairn_proto::command::{CREATED_TIMESTAMP, EVENT_TIMESTAMP, Ingest, Ingested, REJECTIONS_MAX, Rejection};
 use cairn_proto::record::v1 as record;
 use cairn_proto::token::Token;
-use cairn_storage::block::BlockWriter;
+use cairn_storage::block::{BlockWriter, read_block};
 use cairn_storage::catalog::Catalog;
 use cairn_storage::keys::{ENTITY_KEY_BYTES_MAX, EntityKeys, slot_of};
 use cairn_storage::row::{RowEncoder, RowSchema};
+use cairn_storage::shard::UPSERT_VERSION;
 use cairn_storage::types::arrow_type;
 use prost::Message;
+use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Rows of one batch.
@@ -28,8 +31,9 @@ pub const BATCH_ROWS_MAX: usize = 65_536;
 /// Encoded rows of one batch bound for one shard, bytes: what one log entry carries.
 const BLOCK_BYTES_MAX: usize = 32 << 20;
 const PRODUCER_BYTES_MAX: usize = 256;
-/// Version of `ShardCommand` this node writes.
-const COMMAND_VERSION: u32 = 1;
+/// How long a write whose slots move waits before it is tried again; the end of the move wakes it earlier.
+const MOVING_PAUSE_MIN: Duration = Duration::from_millis(2);
+const MOVING_PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// A feature view as ingest needs it: looked up once a stream.
 #[derive(Debug)]
@@ -137,7 +141,7 @@ impl Target {
     ///
     /// # Errors
     /// `InvalidArgument` when a column is missing, unknown or of the wrong type; `TooLarge` over a limit.
-    pub fn prepare(&self, batch: &RecordBatch, slot_shard: &dyn Fn(u16) -> u32, shards: u32) -> Result<Prepared> {
+    pub fn prepare(&self, batch: &RecordBatch, slot_shard: &dyn Fn(u16) -> u32) -> Result<Prepared> {
         if batch.num_rows() > BATCH_ROWS_MAX {
             let message = format!(
                 "a batch of {} rows is over the limit of {BATCH_ROWS_MAX}; send smaller batches",
@@ -161,7 +165,7 @@ impl Target {
             .collect::<Result<_>>()?;
         let encoder = RowEncoder::new(&self.schema, &features)?;
 
-        let mut blocks: Vec<BlockWriter> = (0..shards).map(|_| BlockWriter::new()).collect();
+        let mut cut = Cut::default();
         let mut prepared = Prepared::default();
         let mut packed = Vec::new();
         for row in 0..batch.num_rows() {
@@ -196,27 +200,9 @@ impl Target {
                 Some(created) if !created.is_null(row) => created.value(row),
                 _ => event_us,
             };
-            let shard = slot_shard(slot_of(key));
-            let block = (shard as usize).checked_sub(1).and_then(|at| blocks.get_mut(at));
-            let Some(block) = block else {
-                return Err(Error::internal(format!("the slot map names shard {shard}, which does not exist")));
-            };
-            block.push(key, event_us, created_us, &packed);
+            cut.push(slot_shard(slot_of(key)), key, event_us, created_us, &packed);
         }
-        for (shard, block) in (1u32..).zip(blocks) {
-            if block.is_empty() {
-                continue;
-            }
-            if block.bytes_len() > BLOCK_BYTES_MAX {
-                let message = format!(
-                    "a batch of {} bytes for one shard is over the limit of {BLOCK_BYTES_MAX}; send smaller batches",
-                    block.bytes_len()
-                );
-                return Err(Error::new(ErrorKind::TooLarge, message));
-            }
-            let rows = u32::try_from(block.len()).unwrap_or(u32::MAX);
-            prepared.blocks.push((shard, rows, Bytes::from(block.finish())));
-        }
+        prepared.blocks = cut.finish()?;
         Ok(prepared)
     }
 
@@ -233,43 +219,116 @@ impl Target {
             None => (String::new(), 0),
         };
         let idempotent = self.producer.is_some();
-        let proposals = prepared.blocks.into_iter().map(|(shard, row_count, rows)| {
-            let upsert = record::UpsertRows {
-                storage_id: self.storage_id,
-                producer: producer.clone(),
-                sequence,
-                rows,
-                row_count,
-            };
-            let command = record::ShardCommand {
-                version: COMMAND_VERSION,
-                proposed_at_us: now_us(),
-                change: Some(record::shard_command::Change::UpsertRows(upsert)),
-            };
-            let command = Bytes::from(command.encode_to_vec());
-            async move { (shard, node.cluster.propose(shard, command, idempotent, deadline).await) }
-        });
+        let write = Write { node, storage_id: self.storage_id, producer, sequence, idempotent, deadline };
+        let blocks = prepared.blocks.into_iter().map(|block| write.take(block));
         let mut token = Token::default();
-        for (shard, proposed) in futures::future::join_all(proposals).await {
-            let outcome = record::ShardOutcome::decode(proposed?.outcome)?;
-            if let Some(refusal) = &outcome.refused {
-                return Err(Error::refused(refusal));
+        for outcomes in futures::future::join_all(blocks).await {
+            for (shard, outcome) in outcomes? {
+                done.rows_accepted += u64::from(outcome.rows_accepted);
+                done.rows_updated += u64::from(outcome.rows_updated);
+                done.rows_duplicate += u64::from(outcome.rows_duplicate);
+                token.advance(shard, outcome.index);
             }
-            done.rows_accepted += u64::from(outcome.rows_accepted);
-            done.rows_updated += u64::from(outcome.rows_updated);
-            done.rows_duplicate += u64::from(outcome.rows_duplicate);
-            token.advance(shard, outcome.index);
         }
         done.token = token.to_string();
         Ok(done)
     }
 }
 
+/// (shard, rows, encoded block)
+type Block = (u32, u32, Bytes);
+
+/// One batch on its way to its shards.
+struct Write<'n> {
+    node: &'n Node,
+    storage_id: u32,
+    producer: String,
+    sequence: u64,
+    idempotent: bool,
+    deadline: Instant,
+}
+
+impl Write<'_> {
+    /// Brings a block to its shard. Where slots of it have moved, nothing of it was done: what it holds is cut again by
+    /// the newer map, until the deadline.
+    async fn take(&self, block: Block) -> Result<Vec<(u32, record::ShardOutcome)>> {
+        let mut moved = self.node.moved.subscribe();
+        let (mut left, mut done) = (vec![block], Vec::new());
+        let mut pause = MOVING_PAUSE_MIN;
+        while let Some((shard, row_count, rows)) = left.pop() {
+            moved.borrow_and_update();
+            let outcome = self.propose(shard, row_count, rows.clone()).await?;
+            match &outcome.refused {
+                None => done.push((shard, outcome)),
+                Some(refusal) if !outcome.slots_moved || Instant::now() + pause >= self.deadline => {
+                    return Err(Error::refused(refusal));
+                }
+                Some(_) => {
+                    // The end of a move is seen at once; this node may also have seen it before the answer came.
+                    let _ = tokio::time::timeout(pause, moved.changed()).await;
+                    pause = (pause * 2).min(MOVING_PAUSE_MAX);
+                    left.extend(cut_again(self.node, &rows)?);
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    async fn propose(&self, shard: u32, row_count: u32, rows: Bytes) -> Result<record::ShardOutcome> {
+        let (storage_id, producer, sequence) = (self.storage_id, self.producer.clone(), self.sequence);
+        let upsert = record::UpsertRows { storage_id, producer, sequence, rows, row_count };
+        let command = record::ShardCommand {
+            version: UPSERT_VERSION,
+            proposed_at_us: now_us(),
+            change: Some(record::shard_command::Change::UpsertRows(upsert)),
+        };
+        let command = Bytes::from(command.encode_to_vec());
+        let proposed = self.node.cluster.propose(shard, command, self.idempotent, self.deadline).await?;
+        Ok(record::ShardOutcome::decode(proposed.outcome)?)
+    }
+}
+
+/// The rows of a block, cut by what this node knows now.
+fn cut_again(node: &Node, rows: &[u8]) -> Result<Vec<Block>> {
+    let route = node.write_routes();
+    let mut cut = Cut::default();
+    for row in read_block(rows) {
+        let row = row?;
+        cut.push(route(slot_of(row.entity_key)), row.entity_key, row.event_us, row.created_us, row.packed);
+    }
+    cut.finish()
+}
+
+/// Rows by shard.
+#[derive(Default)]
+struct Cut(BTreeMap<u32, BlockWriter>);
+
+impl Cut {
+    fn push(&mut self, shard: u32, key: &[u8], event_us: i64, created_us: i64, packed: &[u8]) {
+        self.0.entry(shard).or_default().push(key, event_us, created_us, packed);
+    }
+
+    fn finish(self) -> Result<Vec<Block>> {
+        let mut blocks = Vec::with_capacity(self.0.len());
+        for (shard, block) in self.0 {
+            if block.bytes_len() > BLOCK_BYTES_MAX {
+                let message = format!(
+                    "a batch of {} bytes for one shard is over the limit of {BLOCK_BYTES_MAX}; send smaller batches",
+                    block.bytes_len()
+                );
+                return Err(Error::new(ErrorKind::TooLarge, message));
+            }
+            let rows = u32::try_from(block.len()).unwrap_or(u32::MAX);
+            blocks.push((shard, rows, Bytes::from(block.finish())));
+        }
+        Ok(blocks)
+    }
+}
+
 /// A batch that passed every check, cut by shard.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    /// (shard, rows, encoded block)
-    blocks: Vec<(u32, u32, Bytes)>,
+    blocks: Vec<Block>,
     rejected: u64,
     rejections: Vec<Rejection>,
 }

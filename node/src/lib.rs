@@ -6,6 +6,7 @@
 //! - [`definitions`]: YAML files to one replicated change
 //! - [`ingest`]: rows in; [`features`]: rows out; [`predict`]: keys in, predictions out
 //! - [`meta_write`]: writes to the meta group; [`artifacts`]: model files, on a quorum before they count
+//! - [`moves`]: slots from one shard to another
 //! - [`writes`]: whether this node takes writes; [`metrics`], [`clock`], [`error`]
 //! - [`api`]: the client port
 //!
@@ -23,6 +24,7 @@ pub mod features;
 pub mod ingest;
 pub mod meta_write;
 pub mod metrics;
+pub mod moves;
 pub mod node;
 pub mod predict;
 pub mod server;

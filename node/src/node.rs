@@ -18,7 +18,7 @@ use cairn_storage::replica::Replica;
 use cairn_storage::shard::Shard;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +42,8 @@ pub struct Node {
     /// Shard `i` at `i - 1`.
     pub shards: Vec<Arc<Shard>>,
     pub source: Arc<ShardedSource>,
+    /// Counts changes of what the shards of this node hold, so that writes can wait for one.
+    pub moved: watch::Sender<u64>,
     pub blobs: Arc<BlobStore>,
     pub executor: Executor,
     /// Held while a model is loaded, so that two requests for the same one load it once.
@@ -72,6 +74,22 @@ impl Node {
 
     pub fn shard_count(&self) -> u32 {
         u32::try_from(self.shards.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Counts up when a shard of this node comes to hold other slots.
+    pub fn watch_moves(shards: &[(u32, Arc<Shard>)]) -> watch::Sender<u64> {
+        let moved = watch::Sender::new(0);
+        for (_, shard) in shards {
+            let moved = moved.clone();
+            shard.follow_claims(move |_| moved.send_modify(|count| *count += 1));
+        }
+        moved
+    }
+
+    /// The shard to write a slot's rows to, all of one moment. Where no replica here has the slot, meta knows better.
+    pub fn write_routes(&self) -> impl Fn(u16) -> u32 + use<> {
+        let (routes, catalog) = (self.source.routes(), self.meta.catalog());
+        move |slot| routes.shard_of(slot).unwrap_or_else(|| catalog.slot_shard(slot).unwrap_or(0))
     }
 
     pub fn write_deadline(&self) -> Instant {
@@ -187,7 +205,9 @@ impl Node {
         None
     }
 
-    fn shard(&self, group: u32) -> Result<&Arc<Shard>> {
+    /// # Errors
+    /// `Internal` for a shard that the cluster does not have.
+    pub fn shard(&self, group: u32) -> Result<&Arc<Shard>> {
         let shard = (group as usize).checked_sub(1).and_then(|at| self.shards.get(at));
         shard.ok_or_else(|| Error::internal(format!("shard {group} does not exist")))
     }

@@ -15,6 +15,7 @@ use cairn_executor::Executor;
 use cairn_proto::MESSAGE_BYTES_MAX;
 use cairn_proto::api::v1 as wire;
 use cairn_query::source::ShardedSource;
+use cairn_storage::shard::home_shard;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +56,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     let mut failure = node.cluster.failure();
     let gate = node.writes.watch();
     let copies = tokio::spawn(crate::artifacts::keep_copies(Arc::clone(&node)));
+    let moves = tokio::spawn(crate::moves::drive(Arc::clone(&node)));
     // Printed on its own, so that scripts and people can wait for it.
     println!("cairnd ready: clients {} peers {}", node.client_address, node.peer_address);
 
@@ -85,6 +87,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     drop(listener);
     gate.abort();
     copies.abort();
+    moves.abort();
     if outcome.is_ok() {
         tracing::info!("stopping");
         connections.drain().await;
@@ -153,7 +156,9 @@ async fn start(
         tick.tick().await;
     };
     let shards = stores.shards();
-    let source = Arc::new(ShardedSource::new(&info.slot_shard, shards.clone())?);
+    let home: Vec<u32> = (0..cairn_proto::SLOTS as u16).map(|slot| home_shard(slot, info.shards)).collect();
+    let source = ShardedSource::new(&home, shards.clone())?;
+    let moved = Node::watch_moves(&shards);
     let executor = cairn_executor::Options { threads: config.executor_threads, ..Default::default() };
     let executor = Executor::new(executor).map_err(|error| Error::Stopped(format!("executor threads: {error}")))?;
     Ok(Arc::new(Node {
@@ -163,6 +168,7 @@ async fn start(
         meta,
         shards: shards.into_iter().map(|(_, shard)| shard).collect(),
         source,
+        moved,
         blobs,
         executor,
         loading: tokio::sync::Mutex::new(()),

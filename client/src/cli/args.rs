@@ -119,6 +119,31 @@ pub enum ClusterCommand {
     /// Spread leads and voters evenly over the active nodes, now, and show what was moved. The cluster does so by itself,
     /// slowly.
     Rebalance,
+    /// Move a range of slots, all of one shard, to another shard while reads and writes go on; waits until they have moved.
+    ///
+    /// `cairn cluster status` shows who has which slots. Interrupting the command changes nothing: the same again goes on
+    /// waiting, and `--cancel` gives the move up.
+    MoveSlots {
+        /// First and last slot, both included: `0-1023`, or one slot.
+        #[arg(value_name = "FIRST-LAST", required_unless_present = "cancel", value_parser = slot_range)]
+        slots: Option<(u32, u32)>,
+        /// The shard that is to have them.
+        #[arg(long, value_name = "SHARD", required_unless_present = "cancel")]
+        to: Option<u32>,
+        /// Return once the move has begun.
+        #[arg(long)]
+        no_wait: bool,
+        /// Give up the move that is under way, unless it is past that; waits until nothing of it is left.
+        #[arg(long, conflicts_with_all = ["slots", "to", "no_wait"])]
+        cancel: bool,
+    },
+}
+
+/// `FIRST-LAST`, or one slot.
+fn slot_range(text: &str) -> Result<(u32, u32), String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let slot = |part: &str| part.trim().parse().map_err(|_| format!("`{part}` is no slot; write for instance 0-1023"));
+    Ok((slot(first)?, slot(last)?))
 }
 
 #[derive(Debug, clap::Args)]

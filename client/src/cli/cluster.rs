@@ -23,6 +23,20 @@ pub async fn run(session: &Session, command: ClusterCommand) -> Outcome {
         ClusterCommand::Drain { node, undo } => drain(session, &node, undo).await,
         ClusterCommand::Remove { node, force } => remove(session, &node, force).await,
         ClusterCommand::Rebalance => rebalance(session).await,
+        ClusterCommand::MoveSlots { cancel: true, .. } => {
+            let it = session.client.cancel_slot_move().await?;
+            move_ends(session, &it, true).await
+        }
+        ClusterCommand::MoveSlots { slots, to, no_wait, .. } => {
+            // Both are there: the arguments are refused without.
+            let ((first, last), to) = (slots.unwrap_or_default(), to.unwrap_or_default());
+            let it = session.client.move_slots(first, last, to).await?;
+            if no_wait {
+                let text = || format!("{} has begun; `cairn cluster status` shows how far it is", move_name(&it));
+                return output::answer(session.global.output, text, || move_json(&it));
+            }
+            move_ends(session, &it, false).await
+        }
     }
 }
 
@@ -155,6 +169,94 @@ async fn rebalance(session: &Session) -> Outcome {
     )
 }
 
+/// Waits until nothing is left of a move, and says how it ended. To be given up and to be completed is both an end.
+async fn move_ends(session: &Session, it: &api::SlotMove, cancelled: bool) -> Outcome {
+    let started = Instant::now();
+    let limit = Duration::from_secs(session.global.timeout_s);
+    let mut said = String::new();
+    let status = loop {
+        let status = session.client.status().await?;
+        // A move is named after the entry of meta that began it. A node that has not applied it does not know it yet.
+        let knows = status.groups.iter().any(|group| group.group == 0 && group.applied_index >= it.id);
+        let now = status.slot_move.as_ref().filter(|now| now.id == it.id);
+        if knows && now.is_none() {
+            break status;
+        }
+        if let Some(line) = now.map(move_progress).filter(|line| *line != said) {
+            eprintln!("{line}");
+            said = line;
+        }
+        if started.elapsed() >= limit {
+            return Err(Failure::waited(format!(
+                "after {} s {} is not over; the cluster goes on, and the same command waits again",
+                limit.as_secs(),
+                move_name(it)
+            )));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    let inside = status.slots.iter().filter(|run| run.first <= it.last && run.last >= it.first);
+    let moved = inside.map(|run| run.shard).all(|shard| shard == it.to);
+    let text = || match moved {
+        true => format!("slots {}-{} are in shard {} (slot map {})", it.first, it.last, it.to, status.slot_map_epoch),
+        false => format!("{} was given up: the slots are in shard {}", move_name(it), it.from),
+    };
+    output::answer(session.global.output, text, || {
+        let mut json = move_json(it);
+        json["moved"] = moved.into();
+        json
+    })?;
+    match moved == cancelled {
+        true if cancelled => {
+            Err(Failure::input("it was too late to give the move up; to undo it, move the slots back"))
+        }
+        true => Err(Failure::input("somebody gave the move up (`--cancel`)")),
+        false => Ok(()),
+    }
+}
+
+fn move_name(it: &api::SlotMove) -> String {
+    format!("move {} of slots {}-{} from shard {} to shard {}", it.id, it.first, it.last, it.from, it.to)
+}
+
+fn move_progress(it: &api::SlotMove) -> String {
+    let rows = if it.rows_copied == 0 { String::new() } else { format!(", {} copied", count(it.rows_copied, "row")) };
+    format!("{}: {}{rows}", move_name(it), it.step)
+}
+
+fn move_json(it: &api::SlotMove) -> Value {
+    json!({
+        "id": it.id,
+        "first": it.first,
+        "last": it.last,
+        "from": it.from,
+        "to": it.to,
+        "epoch": it.epoch,
+        "step": it.step,
+        "rows_copied": it.rows_copied,
+    })
+}
+
+/// Who has which slots, a line a shard.
+fn slots(status: &api::StatusReply) -> String {
+    let mut shards: Vec<u32> = status.slots.iter().map(|run| run.shard).collect();
+    shards.extend(status.groups.iter().map(|group| group.group).filter(|group| *group > 0));
+    shards.sort_unstable();
+    shards.dedup();
+    let rows = shards.into_iter().map(|shard| {
+        let runs: Vec<_> = status.slots.iter().filter(|run| run.shard == shard).collect();
+        let held: u32 = runs.iter().map(|run| run.last - run.first + 1).sum();
+        let ranges: Vec<String> = runs.iter().map(|run| format!("{}-{}", run.first, run.last)).collect();
+        vec![kind(shard), held.to_string(), ranges.join(" ")]
+    });
+    let mut text = output::columns(&["SLOTS OF", "COUNT", "RANGES"], &["COUNT"], rows);
+    let _ = writeln!(text, "slot map {}", status.slot_map_epoch);
+    if let Some(it) = &status.slot_move {
+        let _ = writeln!(text, "{}", move_progress(it));
+    }
+    text
+}
+
 fn moves(done: &api::RebalanceReply, status: &api::StatusReply) -> String {
     let mut text = String::new();
     for it in &done.moves {
@@ -236,6 +338,10 @@ fn text(status: &api::StatusReply) -> String {
     let header = ["GROUP", "TERM", "COMMITTED", "REPLICA", "ROLE", "LOG", "APPLIED", "LAG", ""];
     text.push('\n');
     text.push_str(&output::columns(&header, &["TERM", "COMMITTED", "LOG", "APPLIED", "LAG"], rows));
+    if !status.slots.is_empty() {
+        text.push('\n');
+        text.push_str(&slots(status));
+    }
     if let Some(newest) = status.groups.iter().map(|group| group.applied_us).max().filter(|us| *us > 0) {
         let _ = writeln!(text, "\nnewest applied time {}", time(newest));
     }
@@ -286,6 +392,13 @@ fn json(status: &api::StatusReply) -> Value {
         "version": status.version,
         "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
+        "slot_map_epoch": status.slot_map_epoch,
+        "slots": status
+            .slots
+            .iter()
+            .map(|run| json!({"first": run.first, "last": run.last, "shard": run.shard}))
+            .collect::<Vec<_>>(),
+        "slot_move": status.slot_move.as_ref().map(move_json),
     })
 }
 
@@ -334,6 +447,20 @@ mod tests {
                 group(0, 1, false, vec![replica(1, true, 17, 17, true), replica(2, true, 17, 15, true)]),
                 group(1, 0, true, vec![replica(1, true, 0, 17, false), replica(7, false, 3, 0, false)]),
             ],
+            slot_map_epoch: 3,
+            slots: [(0, 1023, 1), (1024, 2047, 2), (2048, 4095, 1)]
+                .map(|(first, last, shard)| api::SlotRange { first, last, shard })
+                .to_vec(),
+            slot_move: Some(api::SlotMove {
+                id: 41,
+                first: 0,
+                last: 99,
+                from: 1,
+                to: 2,
+                epoch: 4,
+                step: "copying".into(),
+                rows_copied: 1_200,
+            }),
             ..api::StatusReply::default()
         }
     }
@@ -353,6 +480,12 @@ mod tests {
                                       n2       voter     17       15    2
             shard 1     2         17  n1       voter      ?       17    0  no leader
                                       n7       learner    3        ?    ?  not caught up
+
+            SLOTS OF  COUNT  RANGES
+            shard 1    3072  0-1023 2048-4095
+            shard 2    1024  1024-2047
+            slot map 3
+            move 41 of slots 0-99 from shard 1 to shard 2: copying, 1,200 rows copied
 
             newest applied time 2013-01-01T12:03:00Z
         "#]]

@@ -121,6 +121,7 @@ mod tests {
             groups: vec![group(0, 1), group(1, 0)],
             read_only: true,
             read_only_reason: "the disk is full".into(),
+            ..api::StatusReply::default()
         };
         expect![[r#"
             cluster c-1, cairnd 0.1.0

@@ -46,3 +46,35 @@ async fn the_last_node_cannot_be_spared() -> TestResult {
     }
     cli.end().await
 }
+
+#[tokio::test]
+async fn slots_move_and_are_shown() -> TestResult {
+    let cli = Cli::start().await?;
+    let busy = "cluster move-slots 0-99 --to 2 --no-wait";
+    for (line, code, part) in [
+        ("cluster status", 0, "2048  0-2047"),
+        ("cluster move-slots 7 --to 1", 2, "slots 7-7 are in shard 1 already"),
+        ("cluster move-slots 9-7 --to 2", 2, "9-7 is no range of slots"),
+        ("cluster move-slots 0-4096 --to 2", 2, "they go from 0 to 4095"),
+        ("cluster move-slots 0-9 --to 3", 3, "shard 3 not found; this cluster has shards 1 to 2"),
+        ("cluster move-slots 2000-2100 --to 2", 2, "2000-2047 in shard 1, 2048-2100 in shard 2; move the slots of one"),
+        ("cluster move-slots a-b --to 2", 2, "`a` is no slot; write for instance 0-1023"),
+        ("cluster move-slots 0-9", 2, "--to <SHARD>"),
+        ("cluster move-slots --cancel", 3, "no move of slots is under way"),
+        ("cluster move-slots 0-1023 --to 2", 0, "slots 0-1023 are in shard 2 (slot map 2)"),
+        ("cluster status", 0, "3072  0-1023 2048-4095"),
+        ("cluster move-slots 0-99 --to 1", 0, "slots 0-99 are in shard 1 (slot map 3)"),
+        (busy, 0, "of slots 0-99 from shard 1 to shard 2 has begun; `cairn cluster status` shows how far it is"),
+    ] {
+        let said = cli.run(line).await?;
+        assert_eq!(said.code, Some(code), "{line}: {said:?}");
+        assert!(said.out.contains(part) || said.errors.contains(part), "{line}: {said:?}");
+    }
+    let document: serde_json::Value = serde_json::from_str(&cli.run("cluster status --output json").await?.out)?;
+    assert!(document["slot_map_epoch"].as_u64() >= Some(3), "{document}");
+    assert_eq!(
+        document["slots"].as_array().and_then(|runs| runs.last()).map(|run| run["last"].clone()),
+        Some(4095.into())
+    );
+    cli.end().await
+}

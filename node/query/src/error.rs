@@ -16,6 +16,9 @@ pub enum Error {
     /// Rows of a slot are not on this node.
     #[error("{0}")]
     Unavailable(String),
+    /// Slots moved to another shard while they were read: read all again.
+    #[error("{0}")]
+    Moving(String),
     #[error(transparent)]
     Storage(#[from] cairn_storage::Error),
     #[error("{0}")]
@@ -28,7 +31,7 @@ impl Error {
             Self::NotFound(_) => ErrorKind::NotFound,
             Self::InvalidArgument(_) => ErrorKind::InvalidArgument,
             Self::TooLarge(_) => ErrorKind::TooLarge,
-            Self::Unavailable(_) => ErrorKind::Unavailable,
+            Self::Unavailable(_) | Self::Moving(_) => ErrorKind::Unavailable,
             Self::Storage(error) => error.kind(),
             Self::Internal(_) => ErrorKind::Internal,
         }

@@ -14,15 +14,19 @@ use crate::coerce;
 use crate::fetch::{self, Moment};
 use crate::online::Features;
 use crate::plan::FeaturePlan;
-use crate::source::RowSource;
+use crate::source::{RowSource, settled};
 use crate::{Error, Result};
 use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
 use arrow_schema::{Schema, SchemaRef};
 use cairn_proto::command::EVENT_TIMESTAMP;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Most rows of a spine.
 pub const SPINE_ROWS_MAX: u64 = 10_000_000;
+
+/// How long a batch of a join waits for slots that are between two shards here.
+const MOVING_MAX: Duration = Duration::from_secs(10);
 
 /// Rows joined at a time, so that memory does not grow with the spine.
 pub const BATCH_ROWS: usize = 32_768;
@@ -144,7 +148,8 @@ impl HistoricalJoin<'_> {
         while start < rows {
             let length = (rows - start).min(BATCH_ROWS);
             let required: Vec<ArrayRef> = required.iter().map(|column| column.slice(start, length)).collect();
-            out(self.join_rows(&spine.slice(start, length), &required, &times.slice(start, length), source)?)?;
+            let (spine, times) = (spine.slice(start, length), times.slice(start, length));
+            out(settled(source, MOVING_MAX, || self.join_rows(&spine, &required, &times, source))?)?;
             start += length;
         }
         self.rows += rows as u64;

@@ -3,10 +3,13 @@
 use crate::{Error, Result};
 use cairn_proto::SLOTS;
 use cairn_storage::keys::slot_of;
-use cairn_storage::shard::Shard;
+use cairn_storage::shard::{Claims, Shard};
 pub use cairn_storage::shard::{Lookup, RowRef};
+use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Receives the row found for the n-th key or lookup, in any order, once each.
 pub type Visit<'v> = dyn FnMut(usize, Option<RowRef<'_>>) + 'v;
@@ -16,7 +19,7 @@ pub trait RowSource: Send + Sync {
     /// The newest row of each key, by (event time, created time, commit).
     ///
     /// # Errors
-    /// `Unavailable` when a key's rows are not reachable here; what storage reports.
+    /// `Moving` when a key's rows moved to another shard meanwhile: read all again; what storage reports.
     fn latest(&self, storage_id: u32, keys: &[&[u8]], visit: &mut Visit<'_>) -> Result<()>;
 
     /// For each lookup the newest row within its three cutoffs.
@@ -24,12 +27,36 @@ pub trait RowSource: Send + Sync {
     /// # Errors
     /// As [`Self::latest`].
     fn as_of(&self, storage_id: u32, lookups: &[Lookup<'_>], visit: &mut Visit<'_>) -> Result<()>;
+
+    /// After [`Error::Moving`]: blocks until the same read may do better, no longer than `pause`.
+    fn wait_moved(&self, _pause: Duration) {}
 }
 
-/// The shards of this node, with the slots each of them holds.
+/// The shards of this node, and which of them has each slot.
+///
+/// A slot is read in the shard whose local replica claims it with the highest epoch. That is right at every read level,
+/// because a read first brings all local replicas to its level: what the old shard's replica holds until the new one's
+/// claims the slot is all there was at that level (ADR-0009).
 pub struct ShardedSource {
     shards: Vec<Arc<Shard>>,
-    /// slot -> position in `shards`; [`AWAY`] = not on this node.
+    groups: Arc<[u32]>,
+    /// As long as no slot ever moved.
+    home: Arc<Table>,
+    /// Counts the changes of `moved`; 0 = go by `home`.
+    version: AtomicU64,
+    moved: Mutex<Moved>,
+    changed: Condvar,
+}
+
+/// What the shards say, and what follows from it.
+struct Moved {
+    claims: Vec<Option<Claims>>,
+    table: Arc<Table>,
+}
+
+#[derive(PartialEq)]
+struct Table {
+    /// slot -> position in `shards`; [`AWAY`] = no replica here claims it.
     places: Vec<u16>,
     /// One shard holds every slot, so nothing needs routing.
     single: bool,
@@ -37,57 +64,156 @@ pub struct ShardedSource {
 
 const AWAY: u16 = u16::MAX;
 
+/// Which shard has each slot, of one moment: what belongs together is cut by one of these.
+#[derive(Clone)]
+pub struct Routes {
+    table: Arc<Table>,
+    groups: Arc<[u32]>,
+}
+
+impl Routes {
+    /// The shard group of a slot; `None` while no replica on this node claims it.
+    pub fn shard_of(&self, slot: u16) -> Option<u32> {
+        let place = *self.table.places.get(usize::from(slot))?;
+        self.groups.get(usize::from(place)).copied()
+    }
+}
+
+/// Between two tries of a read whose slots move: an end of it wakes the reader earlier.
+const PAUSE: Duration = Duration::from_millis(5);
+
 impl ShardedSource {
-    /// - `slot_shard`: shard group of each of the 4096 slots
+    /// - `home`: shard group of each of the 4096 slots before any moves
     /// - `shards`: the groups that are on this node
     ///
     /// # Errors
     /// `InvalidArgument` when the map has another length than there are slots.
-    pub fn new(slot_shard: &[u32], shards: impl IntoIterator<Item = (u32, Arc<Shard>)>) -> Result<Self> {
-        if slot_shard.len() != SLOTS {
-            return Err(Error::InvalidArgument(format!("a slot map has {SLOTS} entries, not {}", slot_shard.len())));
+    pub fn new(home: &[u32], shards: impl IntoIterator<Item = (u32, Arc<Shard>)>) -> Result<Arc<Self>> {
+        if home.len() != SLOTS {
+            return Err(Error::InvalidArgument(format!("a slot map has {SLOTS} entries, not {}", home.len())));
         }
-        let mut held = Vec::new();
-        let mut by_group = BTreeMap::new();
-        for (group, shard) in shards {
-            by_group.insert(group, u16::try_from(held.len()).unwrap_or(AWAY));
-            held.push(shard);
+        let (groups, shards): (Vec<u32>, Vec<Arc<Shard>>) = shards.into_iter().unzip();
+        let by_group: BTreeMap<u32, u16> =
+            groups.iter().enumerate().map(|(place, group)| (*group, u16::try_from(place).unwrap_or(AWAY))).collect();
+        let places: Vec<u16> = home.iter().map(|group| by_group.get(group).copied().unwrap_or(AWAY)).collect();
+        let single = shards.len() == 1 && !places.contains(&AWAY);
+        let home = Arc::new(Table { places, single });
+        let moved = Mutex::new(Moved { claims: vec![None; shards.len()], table: Arc::clone(&home) });
+        let (version, changed) = (AtomicU64::new(0), Condvar::new());
+        let source = Arc::new(Self { shards, groups: groups.into(), home, version, moved, changed });
+        for (place, shard) in source.shards.iter().enumerate() {
+            let told = Arc::downgrade(&source);
+            shard.follow_claims(move |claims| {
+                if let Some(source) = told.upgrade() {
+                    source.take_claims(place, claims);
+                }
+            });
         }
-        let places: Vec<u16> = slot_shard.iter().map(|group| by_group.get(group).copied().unwrap_or(AWAY)).collect();
-        let single = held.len() == 1 && !places.contains(&AWAY);
-        Ok(Self { shards: held, places, single })
+        Ok(source)
+    }
+
+    /// A shard of this node claims other slots now.
+    fn take_claims(&self, place: usize, claims: &Claims) {
+        let mut moved = self.moved.lock();
+        if let Some(known) = moved.claims.get_mut(place) {
+            *known = Some(claims.clone());
+        }
+        let best = |slot: u16| {
+            let home = self.home.places.get(usize::from(slot)).copied().unwrap_or(AWAY);
+            let claim = |(place, claims): (u16, &Option<Claims>)| {
+                let epoch = match claims {
+                    Some(claims) => claims.epoch(slot, home == place)?,
+                    None if home == place => 1,
+                    None => return None,
+                };
+                Some((epoch, place))
+            };
+            (0..).zip(&moved.claims).filter_map(claim).max().map_or(AWAY, |(_, place)| place)
+        };
+        let places: Vec<u16> = (0..SLOTS as u16).map(best).collect();
+        let table = Table { single: self.home.single && !places.contains(&AWAY), places };
+        if table != *moved.table {
+            moved.table = Arc::new(table);
+            self.version.fetch_add(1, Ordering::Release);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Counts up whenever a slot is read in another shard than before, or in none.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Blocks until the version is another one than `seen`, no longer than `pause`.
+    pub fn wait_changed(&self, seen: u64, pause: Duration) {
+        let mut moved = self.moved.lock();
+        if self.version() == seen {
+            self.changed.wait_for(&mut moved, pause);
+        }
+    }
+
+    /// Who has which slot, of one moment.
+    pub fn routes(&self) -> Routes {
+        Routes { table: self.table(), groups: Arc::clone(&self.groups) }
+    }
+
+    fn table(&self) -> Arc<Table> {
+        if self.version() == 0 { Arc::clone(&self.home) } else { Arc::clone(&self.moved.lock().table) }
     }
 
     /// Calls `read` once for each shard that holds any of the keys, with the positions of those keys, ascending.
+    ///
+    /// # Errors
+    /// `Moving` when a key's slot was moved away while it was read, or is in no shard at this moment: the same again.
     fn route<'k>(
         &self,
         keys: usize,
         key: impl Fn(usize) -> Option<&'k [u8]>,
         mut read: impl FnMut(&Shard, Option<&[u32]>) -> Result<()>,
     ) -> Result<()> {
-        let place_of = |position: usize| {
-            let slot = key(position).map(slot_of).unwrap_or_default();
-            match self.places.get(usize::from(slot)) {
-                Some(place) if *place != AWAY => Ok(usize::from(*place)),
-                _ => Err(Error::Unavailable(format!("the rows of slot {slot} are not on this node; ask another"))),
-            }
-        };
         if keys == 0 {
             return Ok(());
         }
-        let first = place_of(0)?;
-        if keys == 1 || self.single {
-            return self.shards.get(first).map_or(Ok(()), |shard| read(shard, None));
-        }
-        let mut positions: Vec<Vec<u32>> = vec![Vec::new(); self.shards.len()];
-        for position in 0..keys {
-            if let Some(list) = positions.get_mut(place_of(position)?) {
-                list.push(position as u32);
+        let before = self.version();
+        let held;
+        let table: &Table = if before == 0 {
+            &self.home
+        } else {
+            held = self.table();
+            &held
+        };
+        let slot = |position: usize| key(position).map(slot_of).unwrap_or_default();
+        let place_of = |table: &Table, position: usize| {
+            let slot = slot(position);
+            match table.places.get(usize::from(slot)) {
+                Some(place) if *place != AWAY => Ok(usize::from(*place)),
+                _ => Err(Error::Moving(format!("slot {slot} is between two shards on this node"))),
+            }
+        };
+        let first = place_of(table, 0)?;
+        if keys == 1 || table.single {
+            self.shards.get(first).map_or(Ok(()), |shard| read(shard, None))?;
+        } else {
+            let mut positions: Vec<Vec<u32>> = vec![Vec::new(); self.shards.len()];
+            for position in 0..keys {
+                if let Some(list) = positions.get_mut(place_of(table, position)?) {
+                    list.push(position as u32);
+                }
+            }
+            for (shard, positions) in self.shards.iter().zip(&positions) {
+                if !positions.is_empty() {
+                    read(shard, Some(positions))?;
+                }
             }
         }
-        for (shard, positions) in self.shards.iter().zip(&positions) {
-            if !positions.is_empty() {
-                read(shard, Some(positions))?;
+        // A claim that ends does so before the rows go: unchanged, all rows were there.
+        if self.version() == before {
+            return Ok(());
+        }
+        let now = self.table();
+        for position in 0..keys {
+            if place_of(&now, position)? != place_of(table, position)? {
+                return Err(Error::Moving(format!("slot {} moved while it was read", slot(position))));
             }
         }
         Ok(())
@@ -118,6 +244,24 @@ impl RowSource for ShardedSource {
             },
         )
     }
+
+    fn wait_moved(&self, pause: Duration) {
+        self.wait_changed(self.version(), pause);
+    }
+}
+
+/// Runs `read` again while slots move under it, waiting in between. Blocks.
+///
+/// # Errors
+/// What `read` reports; `Moving` when it never got through within `limit`.
+pub fn settled<T>(source: &dyn RowSource, limit: Duration, mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    let started = std::time::Instant::now();
+    loop {
+        match read() {
+            Err(Error::Moving(_)) if started.elapsed() < limit => source.wait_moved(PAUSE),
+            done => return done,
+        }
+    }
 }
 
 fn choose<T: Copy>(all: &[T], positions: &[u32]) -> Vec<T> {
@@ -129,3 +273,6 @@ fn back(positions: &[u32], n: usize, row: Option<RowRef<'_>>, visit: &mut Visit<
         visit(*position as usize, row);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,7 +52,7 @@ const SHARDS: u32 = 3;
 
 pub(crate) struct Store {
     pub memory: Memory,
-    pub sharded: ShardedSource,
+    pub sharded: Arc<ShardedSource>,
     shards: Vec<Arc<Shard>>,
     index: u64,
     storage_ids: u32,
@@ -81,7 +81,7 @@ impl Store {
 
     /// Both sources, to be asked the same.
     pub fn sources(&self) -> [&dyn RowSource; 2] {
-        [&self.memory, &self.sharded]
+        [&self.memory, self.sharded.as_ref()]
     }
 
     /// One commit at `committed_us` with rows of the `view`-th view of `plan`.

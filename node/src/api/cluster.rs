@@ -2,12 +2,13 @@
 
 use crate::error::{Error, Result as NodeResult};
 use crate::meta_write;
+use crate::moves;
 use crate::node::Node;
 use cairn_consensus::{ClusterView, GroupStatus, Move, NodeView};
 use cairn_proto::ErrorKind;
 use cairn_proto::api::v1 as api;
-use cairn_proto::record::v1::{self as record, NodeState, meta_command::Change};
-use cairn_storage::meta::state_name;
+use cairn_proto::record::v1::{self as record, NodeState, meta_command::Change, meta_outcome::Outcome};
+use cairn_storage::meta::{slot_runs, state_name};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -43,6 +44,10 @@ impl api::cluster_server::Cluster for ClusterService {
             (nodes, node.cluster.status().iter().map(group_status).collect())
         };
         let reason = node.writes.reason();
+        let catalog = node.meta.catalog();
+        let cluster = catalog.cluster();
+        let runs = cluster.map(|cluster| slot_runs(cluster)).unwrap_or_default();
+        let slot_move = cluster.and_then(|cluster| cluster.slot_move);
         Ok(Response::new(api::StatusReply {
             cluster_id: node.cluster.cluster_id().to_owned(),
             node_id: me,
@@ -51,7 +56,30 @@ impl api::cluster_server::Cluster for ClusterService {
             groups,
             read_only: reason.is_some(),
             read_only_reason: reason.unwrap_or_default(),
+            slot_map_epoch: cluster.map_or(0, |cluster| cluster.slot_map_epoch),
+            slots: runs.into_iter().map(|(first, last, shard)| api::SlotRange { first, last, shard }).collect(),
+            slot_move: slot_move.map(|it| slot_move_of(node, &it)).transpose()?,
         }))
+    }
+
+    async fn move_slots(
+        &self,
+        request: Request<api::MoveSlotsRequest>,
+    ) -> Result<Response<api::MoveSlotsReply>, Status> {
+        let api::MoveSlotsRequest { first, last, to } = request.into_inner();
+        let catalog = self.node.fresh_catalog().await?;
+        // Of a slot that does not exist the state machine says so.
+        let from = u16::try_from(first).map_or(0, |slot| catalog.slot_shard(slot).unwrap_or(0));
+        let change = record::BeginSlotMove { first, last, from, to };
+        Ok(Response::new(change_move(&self.node, Change::BeginSlotMove(change)).await?))
+    }
+
+    async fn cancel_slot_move(
+        &self,
+        request: Request<api::CancelSlotMoveRequest>,
+    ) -> Result<Response<api::MoveSlotsReply>, Status> {
+        let change = record::CancelSlotMove { id: request.into_inner().id };
+        Ok(Response::new(change_move(&self.node, Change::CancelSlotMove(change)).await?))
     }
 
     async fn transfer_leader(
@@ -140,6 +168,21 @@ async fn change_state(
     // The same again changes nothing, so a lost answer needs no request id.
     meta_write::propose(node, Change::ChangeNodeState(change), String::new()).await?;
     Ok(api::MembersReply { node_id: known.id, name: known.name.clone(), state: state_name(state).to_owned(), warnings })
+}
+
+/// The same again gets the same move, so a lost answer needs no request id.
+async fn change_move(node: &Node, change: Change) -> NodeResult<api::MoveSlotsReply> {
+    let (outcome, _) = meta_write::propose(node, change, String::new()).await?;
+    let Outcome::SlotMove(it) = outcome else {
+        return Err(Error::internal("the meta group answered a move of slots with something else"));
+    };
+    Ok(api::MoveSlotsReply { r#move: Some(slot_move_of(node, &it)?) })
+}
+
+fn slot_move_of(node: &Node, it: &record::SlotMove) -> NodeResult<api::SlotMove> {
+    let (step, rows_copied) = moves::progress(node, it)?;
+    let record::SlotMove { id, epoch, first, last, from, to, .. } = *it;
+    Ok(api::SlotMove { id, first, last, from, to, epoch, step: step.to_owned(), rows_copied })
 }
 
 fn node_status(known: &record::Node, me: u64) -> api::NodeStatus {

@@ -243,7 +243,7 @@ async fn prepare(
                     node.writes.check()?;
                     let catalog = node.meta.catalog();
                     target.check_current(&catalog)?;
-                    target.prepare(&batch, &|slot| catalog.slot_shard(slot).unwrap_or(0), node.shard_count())
+                    target.prepare(&batch, &node.write_routes())
                 };
                 blocking(cut).await.map_err(Status::from)
             }

@@ -135,7 +135,7 @@ async fn get_online_features(State(node): App, bytes: Bytes) -> Result<Json<Valu
     let answer = {
         let (node, plan, rows) = (Arc::clone(&node), Arc::clone(&plan), rows.clone());
         let options = OnlineOptions { statuses: false, details: true };
-        super::flight::blocking(move || Ok(plan.read_online(&rows, at, node.source.as_ref(), options)?)).await?
+        super::flight::blocking(move || Ok(features::read_settled(&node, &plan, &rows, at, options)?)).await?
     };
     let details = answer.details.unwrap_or_default();
     let mut names: Vec<Value> = Vec::new();

@@ -19,4 +19,5 @@ mod story_4_training_sets;
 mod story_5_models;
 mod story_6_three_nodes;
 mod story_7_cluster;
+mod story_8_slots;
 mod support;

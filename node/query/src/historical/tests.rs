@@ -314,7 +314,7 @@ fn rule_19_a_read_at_a_commit_is_read_again_bit_for_bit() {
     let mut world = World::new(0, &[(100, &["1 | 5 | 7 a"])]);
     let entities = batch(&[("k", DataType::Int64)], &[vec![cell("1")], vec![cell("2")]]);
     let at = ReadAt { now_us: 150, as_of_us: None, known_us: None };
-    let served = world.plan.read_online(&entities, at, &world.store.sharded, OnlineOptions::default()).unwrap();
+    let served = world.plan.read_online(&entities, at, world.store.sharded.as_ref(), OnlineOptions::default()).unwrap();
     world.write(200, &["1 | 5 6 | 8 corrected", "2 | 5 | 9 new"]);
     let replay = ReadAt { now_us: 900, as_of_us: Some(150), known_us: Some(150) };
     for source in world.store.sources() {
@@ -370,7 +370,8 @@ fn large_spines_come_back_in_bounded_batches() {
     let cells: Vec<Vec<Cell>> =
         (0..rows).map(|row| vec![cell(&(row % 3).to_string()), cell(&(row % 7).to_string())]).collect();
     let spine = batch(&[("k", DataType::Int64), ("event_timestamp", TIME)], &cells);
-    let (_, out) = world.plan.join_historical(&[spine], HistoricalOptions::default(), &world.store.sharded).unwrap();
+    let (_, out) =
+        world.plan.join_historical(&[spine], HistoricalOptions::default(), world.store.sharded.as_ref()).unwrap();
     assert_eq!(out.iter().map(RecordBatch::num_rows).collect::<Vec<_>>(), [BATCH_ROWS, BATCH_ROWS, 5]);
     let x: Vec<Option<i64>> =
         out.iter().flat_map(|b| b["x"].as_primitive::<arrow_array::types::Int64Type>().iter()).collect();

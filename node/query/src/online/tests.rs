@@ -140,7 +140,8 @@ fn bad_entity_rows_are_refused_with_what_is_needed() {
     let plan = project().plan(&ALL);
     let store = store(&plan);
     let refuse = |batch: &RecordBatch| {
-        let error = plan.read_online(batch, ReadAt::now(1), &store.sharded, OnlineOptions::default()).unwrap_err();
+        let error =
+            plan.read_online(batch, ReadAt::now(1), store.sharded.as_ref(), OnlineOptions::default()).unwrap_err();
         (error.kind(), error.to_string())
     };
     let good = entities(&["n EWR 1 SFO 2"]);
@@ -181,7 +182,7 @@ fn a_full_request_is_answered_whole() {
     let rows: Vec<Vec<Cell>> = (0..ENTITY_ROWS_MAX).map(|row| vec![cell(&(row * 7 % 4000).to_string())]).collect();
     let entities = batch(&[("driver_id", DataType::Int64)], &rows);
     let at = ReadAt { now_us: 3_000, ..ReadAt::now(0) };
-    let answer = plan.read_online(&entities, at, &store.sharded, OnlineOptions::default()).unwrap();
+    let answer = plan.read_online(&entities, at, store.sharded.as_ref(), OnlineOptions::default()).unwrap();
     let expected = |row: usize| match row * 7 % 4000 {
         key @ 2990..3000 => format!("{key} n{key}"),
         key => format!("{key} -"),
@@ -195,8 +196,9 @@ fn a_full_request_is_answered_whole() {
 fn a_source_without_the_slot_says_so() {
     let empty = crate::source::ShardedSource::new(&[1; cairn_proto::SLOTS], []).unwrap();
     let plan = project().plan(&["stats"]);
-    let error =
-        plan.read_online(&entities(&["n - 1 - -"]), ReadAt::now(1), &empty, OnlineOptions::default()).unwrap_err();
+    let error = plan
+        .read_online(&entities(&["n - 1 - -"]), ReadAt::now(1), empty.as_ref(), OnlineOptions::default())
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(crate::source::ShardedSource::new(&[1; 3], []).is_err());
 }
