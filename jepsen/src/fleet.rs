@@ -185,6 +185,12 @@ impl Fleet {
         None
     }
 
+    /// Clients that look and do not wait long, those of nodes that are there.
+    pub fn eyes(&self) -> impl Iterator<Item = &Client> {
+        let there = |at: &usize| self.is_up(*at) && !self.paused[*at];
+        (0..self.size()).filter(there).filter_map(|at| self.eyes.get(at))
+    }
+
     /// Undoes everything: links healed, disks emptied, processes continued and started.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! - [`process`]: kill -9, pauses, restart storms
 //! - [`network`]: partitions of all shapes, delay, loss, slow links
 //! - [`corruption`]: flipped bits and cut files on a node that is down
+//! - [`slots`]: slots that move to other shards, for good measure
 //!
 //! The seed decides what happens to whom and for how long; the processes' own timing is not replayed. A fault takes at
 //! most a minority of the nodes away, but for a storm, which kills all at once.
@@ -10,6 +11,7 @@
 pub mod corruption;
 pub mod network;
 pub mod process;
+pub mod slots;
 
 use crate::Result;
 use crate::fleet::Fleet;
@@ -23,7 +25,7 @@ use std::time::{Duration, Instant};
 const ELECTION_MS: u64 = 3_000;
 
 /// Names of all kinds.
-pub const ALL: [&str; 14] = [
+pub const ALL: [&str; 15] = [
     "kill",
     "pause",
     "storm",
@@ -38,6 +40,7 @@ pub const ALL: [&str; 14] = [
     "flip",
     "cut-file",
     "disk-full",
+    "slots",
 ];
 
 /// The kind that needs small disks.
@@ -104,6 +107,7 @@ async fn strike(kind: &str, fleet: &mut Fleet, random: &mut StdRng, found: &mut 
         "pause" => process::pause(fleet, random).await,
         "storm" => process::storm(fleet, random).await,
         "disk-full" => process::fill_disk(fleet, random),
+        "slots" => slots::shift(fleet, random).await,
         "flip" => corruption::damage(fleet, random, corruption::Damage::Flip, found).await,
         "cut-file" => corruption::damage(fleet, random, corruption::Damage::Cut, found).await,
         _ => network::strike(kind, fleet, random).await,
