@@ -85,7 +85,15 @@ impl TestShard {
     /// What a killed process would find: the files as they are now.
     fn after_kill(&self) -> Self {
         let (engine, dir) = (small_engine(), tempfile::tempdir().unwrap());
-        copy_dir(&self.dir.path().join("shard"), &dir.path().join("shard"));
+        let (from, to) = (self.dir.path().join("shard"), dir.path().join("shard"));
+        // RocksDB still deletes and renames for a moment after a flush: only files of one moment are a copy.
+        loop {
+            let before = files_in(&from);
+            if copy_dir(&from, &to).is_ok() && files_in(&from) == before {
+                break;
+            }
+            fs::remove_dir_all(&to).unwrap();
+        }
         Self { shard: Shard::open(&engine, &dir.path().join("shard")).unwrap(), engine, dir }
     }
 
@@ -130,17 +138,32 @@ impl TestShard {
     }
 }
 
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
+fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
         let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
+        if entry.file_type()?.is_dir() {
+            copy_dir(&entry.path(), &target)?;
         } else {
-            fs::copy(entry.path(), target).unwrap();
+            fs::copy(entry.path(), target)?;
         }
     }
+    Ok(())
+}
+
+/// Names and sizes of all files below a folder.
+fn files_in(folder: &Path) -> BTreeMap<PathBuf, u64> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        // A file may be gone by now.
+        match entry.metadata() {
+            Ok(about) if about.is_dir() => found.extend(files_in(&entry.path())),
+            Ok(about) => drop(found.insert(entry.path(), about.len())),
+            Err(_) => {}
+        }
+    }
+    found
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -605,7 +628,7 @@ fn damaged_files_are_reported_not_read() {
     shard.shard.flush().unwrap();
     let damaged = TestShard::new();
     let (engine, dir) = (small_engine(), damaged.path("damaged"));
-    copy_dir(&shard.path("shard"), &dir);
+    copy_dir(&shard.path("shard"), &dir).unwrap();
     for entry in fs::read_dir(dir.join("db-000001")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "sst") {
