@@ -52,6 +52,10 @@ $(VENV)/.ready: client/examples/requirements.txt
 bench: build ## Every published number of this machine; Redis beside it where it is installed
 	$(BIN)/cairn-bench --cairnd $(BIN)/cairnd $(ARGS)
 
+.PHONY: bench-replication
+bench-replication: build ## Three nodes: writes beside etcd where it is installed, killed leaders, a node that catches up, idle groups
+	$(BIN)/cairn-bench --cairnd $(BIN)/cairnd --only replication,failover,catch-up,idle $(ARGS)
+
 .PHONY: jepsen
 jepsen: build ## Mixed faults on five real processes, a verdict on each promise: MINUTES=5 SEED=1; KILLS=500 for kill -9 alone
 	$(BIN)/cairn-jepsen --cairnd $(BIN)/cairnd --seed $(or $(SEED),1) \

@@ -1,6 +1,6 @@
 //! The command line, and the plan that comes of it: which cells, how long each.
 //!
-//! Always true: a full run ends within about six minutes, a short one within one, on two cores; nothing is measured
+//! Always true: the usual sections end within about six minutes, in short within one, on two cores; nothing is measured
 //! that is not in the plan.
 
 use crate::load::Pace;
@@ -27,6 +27,9 @@ pub struct Args {
     /// Measured time of a cell. [default: 2, with --short 0.4]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub seconds: Option<f64>,
+    /// Leaders killed by `failover`. [default: 50, with --short 2]
+    #[arg(long, value_name = "N", value_parser = kills)]
+    pub kills: Option<usize>,
     /// Where data directories are made, and removed at the end: it decides which disk is measured.
     /// [default: the folder for temporary files]
     #[arg(long, value_name = "DIR")]
@@ -63,6 +66,29 @@ pub enum Section {
     Predict,
     /// Durable writes, one node and three.
     Ingest,
+    /// Durable writes on three nodes, beside three of etcd.
+    Replication,
+    /// Leaders killed under load: how long until writes flow again, and what clients notice.
+    Failover,
+    /// A node far behind catches up by snapshot while writes go on.
+    CatchUp,
+    /// CPU of groups that nobody uses.
+    Idle,
+}
+
+impl Section {
+    /// What runs unless something else is asked for: the rest takes longer, and is about clusters.
+    const USUAL: [Self; 4] = [Self::Start, Self::Read, Self::Predict, Self::Ingest];
+    const ALL: [Self; 8] = [
+        Self::Start,
+        Self::Read,
+        Self::Predict,
+        Self::Ingest,
+        Self::Replication,
+        Self::Failover,
+        Self::CatchUp,
+        Self::Idle,
+    ];
 }
 
 /// Load of one cell: rows in a request, clients side by side.
@@ -85,12 +111,24 @@ pub struct Plan {
     pub read: Vec<Load>,
     pub predict: Vec<Load>,
     pub ingest: Vec<Load>,
+    pub replication: Vec<Load>,
+    /// How often each system takes its turn in a cell of `replication`.
+    pub rounds: usize,
+    pub kills: usize,
+    /// Rows that the node of `catch-up` misses, and how long writes are measured before it comes back.
+    pub missed_rows: usize,
+    pub undisturbed: Duration,
+    /// Feature shards of the clusters of `idle`, and how long each is watched.
+    pub idle_shards: Vec<u32>,
+    pub idle_watch: Duration,
 }
 
 impl Plan {
     pub fn new(args: &Args) -> Self {
-        let all = [Section::Start, Section::Read, Section::Predict, Section::Ingest];
-        let wanted = |section: &Section| args.only.is_empty() || args.only.contains(section);
+        let wanted = |section: &Section| match args.only.as_slice() {
+            [] => Section::USUAL.contains(section),
+            only => only.contains(section),
+        };
         let measure = args.seconds.unwrap_or(if args.short { 0.4 } else { 2.0 });
         let loads = |rows: &[usize], clients: &[usize]| -> Vec<Load> {
             rows.iter().flat_map(|rows| clients.iter().map(|clients| Load { rows: *rows, clients: *clients })).collect()
@@ -102,7 +140,7 @@ impl Plan {
             ingest.extend(loads(&[1_000, 10_000], &[1, 8]));
         }
         Self {
-            sections: all.into_iter().filter(wanted).collect(),
+            sections: Section::ALL.into_iter().filter(wanted).collect(),
             pace: Pace {
                 warm_up: Duration::from_secs_f64((measure / 5.0).clamp(0.05, 0.5)),
                 measure: Duration::from_secs_f64(measure),
@@ -114,7 +152,21 @@ impl Plan {
             read,
             predict: loads(&[1, 100], &[1, 8]),
             ingest,
+            replication: loads(&[1, 100], if args.short { &[8] } else { &[1, 32] }),
+            rounds: if args.short { 1 } else { 3 },
+            kills: args.kills.unwrap_or(if args.short { 2 } else { 50 }),
+            missed_rows: if args.short { 40_000 } else { 1_000_000 },
+            undisturbed: Duration::from_secs_f64(if args.short { 0.5 } else { 8.0 }),
+            idle_shards: if args.short { vec![1, 8] } else { vec![1, 16, 64, 255] },
+            idle_watch: Duration::from_secs_f64(if args.short { 0.5 } else { 20.0 }),
         }
+    }
+}
+
+fn kills(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(kills) if (1..=1000).contains(&kills) => Ok(kills),
+        _ => Err("a number of kills from 1 to 1000".to_owned()),
     }
 }
 
@@ -159,6 +211,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_about_clusters_runs_when_it_is_asked_for() {
+        let plan = plan(&["--only", "idle,replication,failover,catch-up", "--kills", "7"]);
+        assert_eq!(plan.sections, [Section::Replication, Section::Failover, Section::CatchUp, Section::Idle]);
+        assert_eq!((plan.kills, plan.missed_rows, plan.rounds), (7, 1_000_000, 3));
+        assert!(plan.replication.contains(&Load { rows: 100, clients: 32 }));
+        assert!(plan.idle_watch >= Duration::from_secs(20));
+    }
+
+    #[test]
     fn arguments_change_what_they_say() {
         let plan = plan(&["--short", "--only", "read,ingest", "--entities", "1000000", "--seconds", "0.5"]);
         assert_eq!(plan.sections, [Section::Read, Section::Ingest]);
@@ -174,6 +235,7 @@ mod tests {
             &["--entities", "2000000"],
             &["--seconds", "0"],
             &["--seconds", "NaN"],
+            &["--kills", "0"],
             &["--verbose"],
         ] {
             assert!(Args::try_parse_from([&["cairn-bench"], wrong].concat()).is_err(), "{wrong:?}");

@@ -147,11 +147,11 @@ impl Table {
         Ok(())
     }
 
-    fn ingest(&self) -> Ingest {
+    pub fn ingest(&self) -> Ingest {
         Ingest { project: PROJECT.into(), feature_view: self.name.into(), producer: None, sequence: None }
     }
 
-    fn online(&self) -> GetOnlineFeatures {
+    pub fn online(&self) -> GetOnlineFeatures {
         GetOnlineFeatures { feature_service: Some(self.name.into()), ..read::online(PROJECT) }
     }
 

@@ -2,9 +2,9 @@
 //!
 //! In reading order:
 //! - [`args`]: the command line, and the plan of cells it makes
-//! - [`sections`]: what is measured: start, read, predict, ingest
+//! - [`sections`]: what is measured: start, read, predict, ingest; replication, failover, catch-up, idle
 //! - [`load`]: the closed loop that every system is loaded by; [`workload`]: the rows and keys it sends
-//! - [`cairn`], [`echo`], [`disk`], [`peers`]: Cairn, its two ceilings, and Redis, as clients of that loop
+//! - [`cairn`], [`echo`], [`disk`], [`peers`]: Cairn, its two ceilings, Redis and etcd, as clients of that loop
 //! - [`stats`], [`noise`], [`machine`], [`report`]: percentiles, disturbance, conditions, and where it all goes
 //!
 //! Always true: everything runs on 127.0.0.1, in one temporary folder, for a bounded time; only processes this program
@@ -31,7 +31,7 @@ pub use error::{Error, Result};
 use args::{Args, Plan, Role, Section};
 use clap::Parser;
 use report::Report;
-use sections::{Bench, ingest, predict, read, start};
+use sections::{Bench, catch_up, failover, idle, ingest, predict, read, replication, start};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -72,14 +72,18 @@ async fn run(args: Args) -> Result<()> {
     std::fs::create_dir_all(&parent).map_err(Error::file(&parent))?;
     let folder = tempfile::Builder::new().prefix("cairn-bench-").tempdir_in(&parent).map_err(Error::file(&parent))?;
     let redis = if args.no_peers { None } else { peers::redis::version().await };
-    let peers = match (&redis, args.no_peers) {
-        (Some(version), _) => version.as_str(),
-        (None, true) => "left out (--no-peers)",
-        (None, false) => "none: redis-server is not installed (apt-get install redis-server)",
+    let etcd = if args.no_peers { None } else { peers::etcd::version().await };
+    let missing = |package: &str| format!("{package} is not installed (apt-get install {package})");
+    let peers = match args.no_peers {
+        true => "left out (--no-peers)".to_owned(),
+        false => {
+            let redis = redis.clone().unwrap_or_else(|| missing("redis-server"));
+            format!("{redis}; {}", etcd.clone().unwrap_or_else(|| missing("etcd-server")))
+        }
     };
 
     report.say("# Cairn, measured\n");
-    let conditions = machine::conditions(&cairnd, folder.path(), peers);
+    let conditions = machine::conditions(&cairnd, folder.path(), &peers);
     for (name, text) in &conditions {
         report.say(&format!("- {name}: {text}"));
     }
@@ -97,6 +101,7 @@ async fn run(args: Args) -> Result<()> {
         folder: folder.path().to_owned(),
         models: args.models.unwrap_or_else(|| PathBuf::from(MODELS)),
         redis: redis.is_some(),
+        etcd: etcd.is_some(),
     };
     for section in bench.plan.sections.clone() {
         match section {
@@ -104,6 +109,10 @@ async fn run(args: Args) -> Result<()> {
             Section::Read => read::run(&mut bench).await?,
             Section::Predict => predict::run(&mut bench).await?,
             Section::Ingest => ingest::run(&mut bench).await?,
+            Section::Replication => replication::run(&mut bench).await?,
+            Section::Failover => failover::run(&mut bench).await?,
+            Section::CatchUp => catch_up::run(&mut bench).await?,
+            Section::Idle => idle::run(&mut bench).await?,
         }
     }
     bench.report.close(began.elapsed());

@@ -3,7 +3,7 @@
 //! Always true: this process, its children and the kernel's own threads are not "others"; time stolen by the hypervisor
 //! is. Where `/proc` is not Linux's, nothing is claimed.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// `/proc` counts in these a second on every Linux (`USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -44,6 +44,13 @@ impl CpuTimes {
     }
 }
 
+/// CPU time a process has taken so far, all its threads together.
+pub fn process_cpu(process: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, ticks) = parent_and_ticks(&stat)?;
+    Some(Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND))
+}
+
 /// user + nice + system + stolen, out of `cpu  user nice system idle iowait irq softirq steal …`.
 fn busy_ticks(stat: &str) -> Option<u64> {
     let line = stat.lines().find(|line| line.starts_with("cpu "))?;
@@ -70,6 +77,7 @@ mod tests {
         let process = "42 (a (b) c) S 7 1 1 0 -1 4194560 1 0 0 0 150 25 0 0 20 0 1 0 1 1 1";
         assert_eq!(parent_and_ticks(process), Some((7, 175)));
         assert_eq!(parent_and_ticks("nonsense"), None);
+        assert!(process_cpu(std::process::id()).is_some());
         assert_eq!(busy_ticks(""), None);
     }
 }

@@ -4,13 +4,20 @@
 //! - [`read`]: online features by key, with the echo as ceiling and Redis beside it
 //! - [`predict`]: predictions by key, with their features alone beside them
 //! - [`ingest`]: durable writes, one node beside Redis, then three nodes
+//! - [`replication`]: durable writes on three nodes, beside three of etcd
+//! - [`failover`]: leaders killed under load; [`catch_up`]: a node far behind comes back under load
+//! - [`idle`]: CPU of groups that nobody uses
 //!
 //! Always true: within a cell the systems take turns directly after each other, on the same keys, so that a ratio is
 //! of neighbours in time.
 
+pub mod catch_up;
+pub mod failover;
+pub mod idle;
 pub mod ingest;
 pub mod predict;
 pub mod read;
+pub mod replication;
 pub mod start;
 
 use crate::args::Plan;
@@ -29,6 +36,8 @@ pub struct Bench {
     pub models: PathBuf,
     /// Whether Redis is measured.
     pub redis: bool,
+    /// Whether etcd is measured.
+    pub etcd: bool,
 }
 
 impl Bench {

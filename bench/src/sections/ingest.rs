@@ -90,8 +90,20 @@ async fn three_nodes(bench: &mut Bench, one_node: &[f64]) -> Result<()> {
 }
 
 async fn write(bench: &Bench, load: Load, table: &Table, addresses: &[String], times: &EventTimes) -> Result<Measured> {
+    write_keys(bench, load, &prepared_keys(load.rows), table, addresses, times).await
+}
+
+/// Writers in a closed loop, spread over the nodes at `addresses`, each batch of one of the lists of `keys`.
+pub(super) async fn write_keys(
+    bench: &Bench,
+    load: Load,
+    keys: &[Vec<i64>],
+    table: &Table,
+    addresses: &[String],
+    times: &EventTimes,
+) -> Result<Measured> {
     // The event times are replaced as each batch is sent.
-    let batches: Result<Vec<_>> = prepared_keys(load.rows).iter().map(|keys| table.columns.batch(keys, 0)).collect();
+    let batches: Result<Vec<_>> = keys.iter().map(|keys| table.columns.batch(keys, 0)).collect();
     let batches: Arc<[_]> = batches?.into();
     let mut clients = Vec::new();
     for (client, address) in (0..load.clients).zip(addresses.iter().cycle()) {
@@ -101,7 +113,7 @@ async fn write(bench: &Bench, load: Load, table: &Table, addresses: &[String], t
 }
 
 /// The disk alone, in the folder the data goes to.
-async fn floor(bench: &mut Bench, folder: &Path) -> Result<()> {
+pub(super) async fn floor(bench: &mut Bench, folder: &Path) -> Result<()> {
     let measured = fsync_floor(folder, bench.plan.fsync).await?;
     let [p50, p99] = [0.5, 0.99].map(|share| measured.latencies.at(share));
     bench.report.say(&format!(
@@ -116,11 +128,11 @@ async fn floor(bench: &mut Bench, folder: &Path) -> Result<()> {
     bench.report.note("fsync_floor", line)
 }
 
-fn table() -> Table {
+pub(super) fn table() -> Table {
     Table { name: "written", columns: Columns::plain(FEATURES), models: vec![] }
 }
 
 /// Key lists of a cell's batches: the same for every system.
-fn prepared_keys(rows: usize) -> Vec<Vec<i64>> {
+pub(super) fn prepared_keys(rows: usize) -> Vec<Vec<i64>> {
     key_lists(KEYS, rows, (PREPARED_ROWS / rows.max(1)).clamp(1, PREPARED_BATCHES), 1_000 + rows as u64)
 }

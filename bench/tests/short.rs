@@ -1,0 +1,38 @@
+//! `make bench-replication` in its short form: every section about clusters runs, and says what it should.
+
+use serde_json::Value;
+use std::process::Command;
+
+#[test]
+fn what_is_about_clusters_runs_and_says_its_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("numbers.jsonl");
+    let cairnd = cairn_client::local::cairnd().unwrap();
+    let run = Command::new(env!("CARGO_BIN_EXE_cairn-bench"))
+        .args(["--short", "--seconds", "0.2", "--kills", "1", "--only", "replication,failover,catch-up,idle"])
+        .arg("--cairnd")
+        .arg(cairnd)
+        .arg("--folder")
+        .arg(folder.path())
+        .arg("--out")
+        .arg(&out)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    let text = std::fs::read_to_string(&out).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |kind: &str| lines.iter().filter(|line| line["kind"] == kind).collect::<Vec<_>>();
+
+    let cairn = of("cell").into_iter().filter(|cell| cell["system"] == "Cairn").count();
+    assert_eq!(cairn, 2, "{said}");
+    assert_eq!(of("idle").len(), 4, "{said}");
+    let [failover] = of("failover")[..] else { panic!("{said}") };
+    assert_eq!(failover["failed"], 0, "{said}");
+    assert_eq!(failover["gaps_ms"].as_array().map(Vec::len), Some(1), "{said}");
+    let [catch_up] = of("catch_up")[..] else { panic!("{said}") };
+    assert!(catch_up["catching_up_rows_per_s"].as_f64().is_some_and(|rate| rate > 0.0), "{said}");
+    assert!(catch_up["shards_by_snapshot"].as_u64().is_some_and(|shards| shards > 0), "{said}");
+    // The folder of the run is gone, the numbers stay.
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
