@@ -41,7 +41,7 @@ pub struct Args {
     /// How long a join is tried, and then waits for the cluster's first entry, seconds. [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub join_timeout_s: Option<u64>,
-    /// Feature shards of a new cluster, 1 to 64. [default: 4]
+    /// Feature shards of a new cluster, 1 to 256. [default: 4]
     #[arg(long)]
     pub shards: Option<u32>,
     /// Block cache shared by all shards, MiB. [default: 512]
@@ -122,8 +122,8 @@ impl NodeConfig {
             resolve_address(&text).map_err(|why| format!("`{name}`: {why}"))
         };
         let shards = args.shards.or(file.shards).unwrap_or(4);
-        if !(1..=64).contains(&shards) {
-            return Err(format!("`shards` is {shards}; it must be 1 to 64"));
+        if !(1..=256).contains(&shards) {
+            return Err(format!("`shards` is {shards}; it must be 1 to 256"));
         }
         let snapshot_entries = args.snapshot_entries.or(file.snapshot_entries).unwrap_or(50_000);
         if snapshot_entries == 0 {

@@ -23,7 +23,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::Precondition;
 use openraft::{ChangeMembers, ServerState};
 use prost::Message;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use steps::{Seen, decide};
@@ -56,7 +56,8 @@ pub(crate) async fn run(node: Arc<Node>) {
             continue;
         }
         lead::hand_over(&node, &nodes, full_since.is_some_and(|since| since.elapsed() < HAND_OVER));
-        let steps = node.groups.values().map(|group| reconcile(&node, group, &nodes));
+        let seats = seats(&node);
+        let steps = node.groups.values().map(|group| reconcile(&node, group, &nodes, &seats));
         futures::future::join_all(steps).await;
         let leaving = nodes.iter().any(|known| known.state() == NodeState::Removing);
         if leaving
@@ -77,9 +78,9 @@ pub(crate) fn replication_factor(node: &Node) -> usize {
 }
 
 /// Takes at most one step in a group this node leads.
-async fn reconcile(node: &Node, group: &Group, nodes: &[record::Node]) {
+async fn reconcile(node: &Node, group: &Group, nodes: &[record::Node], seats: &BTreeMap<NodeId, usize>) {
     let Ok(_turn) = group.changing.try_lock() else { return };
-    let Some((change, base)) = next_step(node, group, nodes) else { return };
+    let Some((change, base)) = next_step(node, group, nodes, seats) else { return };
     if let Err(error) = change_members(group, change, base).await {
         tracing::info!(group = group.id, %error, "a membership step was not taken");
     }
@@ -98,16 +99,30 @@ async fn change_members(group: &Group, change: Change, base: Option<LogId>) -> R
     }
 }
 
-fn next_step(node: &Node, group: &Group, nodes: &[record::Node]) -> Option<(Change, Option<LogId>)> {
+/// Groups in which each node votes. Counted once a round: for every group anew it would be the square of their number.
+fn seats(node: &Node) -> BTreeMap<NodeId, usize> {
+    let mut seats = BTreeMap::new();
+    for group in node.groups.values() {
+        for id in group.raft.metrics().borrow_watched().membership_config.membership().voter_ids() {
+            *seats.entry(id).or_default() += 1;
+        }
+    }
+    seats
+}
+
+fn next_step(
+    node: &Node,
+    group: &Group,
+    nodes: &[record::Node],
+    seats: &BTreeMap<NodeId, usize>,
+) -> Option<(Change, Option<LogId>)> {
+    if group.leader() != Some(node.me()) {
+        return None;
+    }
     let status = group.status(node.me());
     if !status.is_leader {
         return None;
     }
-    let seats = node.groups.values().flat_map(|group| group.status(node.me()).voters);
-    let seats = seats.fold(Default::default(), |mut seats: std::collections::BTreeMap<NodeId, usize>, id| {
-        *seats.entry(id).or_default() += 1;
-        seats
-    });
     let metrics = group.raft.metrics();
     let metrics = metrics.borrow_watched();
     let stored = &metrics.membership_config;
@@ -121,7 +136,7 @@ fn next_step(node: &Node, group: &Group, nodes: &[record::Node]) -> Option<(Chan
         membership: stored.membership(),
         heard: status.followers.iter().filter(|it| it.heard).map(|it| it.node).chain([node.me()]).collect(),
         ready: status.ready().collect(),
-        seats,
+        seats: seats.clone(),
     };
     let removed: BTreeSet<NodeId> = node.host.removed_nodes().into_iter().collect();
     decide(&seen, nodes, &removed, replication_factor(node)).map(|change| (change, *stored.log_id()))

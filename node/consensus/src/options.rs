@@ -78,6 +78,9 @@ impl Options {
 }
 
 /// Raft's times, milliseconds.
+///
+/// A follower that heard its leader grants it a lease of `election_max_ms`, and stands for election between
+/// `election_min_ms` and `election_max_ms` after that: openraft adds the two up.
 #[derive(Debug, Clone, Copy)]
 pub struct Timers {
     pub heartbeat_ms: u64,
@@ -86,9 +89,10 @@ pub struct Timers {
 }
 
 impl Default for Timers {
-    /// For a LAN with fsync stalls: a follower waits 1.5–3 s before it doubts its leader.
+    /// For a LAN with fsync stalls: a lease outlives two lost heartbeats, and a follower doubts its leader after
+    /// 2.25–3 s.
     fn default() -> Self {
-        Self { heartbeat_ms: 500, election_min_ms: 1500, election_max_ms: 3000 }
+        Self { heartbeat_ms: 500, election_min_ms: 750, election_max_ms: 1500 }
     }
 }
 

@@ -75,8 +75,8 @@ async fn a_setting_that_cannot_be_is_named() -> TestResult {
     std::fs::write(&config, "shards: 2\nlisten: 127.0.0.1:0\npeer-lisen: 127.0.0.1:0\n")?;
     let config = config.display().to_string();
     let data = folder.path().join("data");
-    let error = refused_start(&data, &["--shards", "99"]).await?;
-    expect!["`shards` is 99; it must be 1 to 64"].assert_eq(&error);
+    let error = refused_start(&data, &["--shards", "999"]).await?;
+    expect!["`shards` is 999; it must be 1 to 256"].assert_eq(&error);
     let error = refused_start(&data, &["--name", "n 1"]).await?;
     expect![[r#"`name` "n 1" must be 1 to 128 letters, digits, `.`, `_` or `-`"#]].assert_eq(&error);
     let error = refused_start(&data, &["--config", &config]).await?;
