@@ -49,6 +49,8 @@ pub struct Consensus {
     /// How comparisons of replicas ended, and how often.
     pub audits: [(&'static str, u64); 4],
     pub refused_peers: u64,
+    /// What came in of other nodes' snapshots.
+    pub snapshots: cairn_consensus::Received,
 }
 
 /// All of a node's counters.
@@ -86,7 +88,7 @@ impl Metrics {
 
     /// Everything in Prometheus' text form.
     pub fn render(&self, consensus: &Consensus, read_only: bool) -> String {
-        let Consensus { groups, audits, refused_peers } = consensus;
+        let Consensus { groups, audits, refused_peers, snapshots } = consensus;
         let mut out = String::new();
         let _ = writeln!(out, "# TYPE cairn_ingest_rows_total counter");
         for ((outcome, _), counter) in crate::ingest::counts(&Ingested::default()).iter().zip(&self.ingest_rows) {
@@ -116,6 +118,12 @@ impl Metrics {
         }
         let _ = writeln!(out, "# TYPE cairn_peer_requests_refused_total counter");
         let _ = writeln!(out, "cairn_peer_requests_refused_total {refused_peers}");
+        for (name, bytes) in [
+            ("cairn_raft_snapshot_received_bytes_total", snapshots.sent),
+            ("cairn_raft_snapshot_resumed_bytes_total", snapshots.kept),
+        ] {
+            let _ = writeln!(out, "# TYPE {name} counter\n{name} {bytes}");
+        }
         let _ = writeln!(out, "# TYPE cairn_node_read_only gauge\ncairn_node_read_only {}", u8::from(read_only));
         out
     }
@@ -130,7 +138,8 @@ mod tests {
         let metrics = Metrics::default();
         metrics.online_read(3, Duration::from_micros(80));
         metrics.online_read(2, Duration::from_secs(9));
-        let consensus = Consensus { groups: vec![(0, 7, true)], audits: [("equal", 3); 4], refused_peers: 2 };
+        let snapshots = cairn_consensus::Received { sent: 5, kept: 7 };
+        let consensus = Consensus { groups: vec![(0, 7, true)], audits: [("equal", 3); 4], refused_peers: 2, snapshots };
         let text = metrics.render(&consensus, false);
         assert!(text.contains("cairn_online_features_rows_total 5"), "{text}");
         assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"0.0001\"} 1"), "{text}");
@@ -139,5 +148,6 @@ mod tests {
         assert!(text.contains("cairn_raft_applied_index{group=\"0\"} 7"), "{text}");
         assert!(text.contains("cairn_raft_audits_total{outcome=\"equal\"} 3"), "{text}");
         assert!(text.contains("cairn_peer_requests_refused_total 2"), "{text}");
+        assert!(text.contains("\ncairn_raft_snapshot_resumed_bytes_total 7\n"), "{text}");
     }
 }

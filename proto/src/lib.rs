@@ -43,7 +43,7 @@ pub mod peer {
 }
 
 /// Version of the peer protocol; nodes that differ refuse each other.
-pub const PEER_PROTOCOL: u32 = 1;
+pub const PEER_PROTOCOL: u32 = 2;
 
 /// The project used when none is named.
 pub const DEFAULT_PROJECT: &str = "default";

@@ -18,7 +18,7 @@ use crate::propose::{self, Proposed};
 use crate::reads::{self, Reads};
 use crate::rebuild::{self, group_dir, snapshot_dir};
 use crate::server::PeerService;
-use crate::snapshot::SnapshotStore;
+use crate::snapshot::{Received, SnapshotStore};
 use crate::standing;
 use crate::state_machine::StateMachine;
 use crate::transfer;
@@ -57,6 +57,7 @@ const PINNED_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Cluster {
     node: Arc<Node>,
     wal: Arc<Wal>,
+    snapshots: BTreeMap<GroupId, Arc<SnapshotStore>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -144,7 +145,7 @@ impl Cluster {
         node.learn_addresses();
 
         let mut tasks = JoinSet::new();
-        serve(&node, peer_listener, snapshots, &mut tasks)?;
+        serve(&node, peer_listener, snapshots.clone(), &mut tasks)?;
         for (group, queue) in queues {
             tasks.spawn(watch_failure(node.clone(), group.clone(), wal.clone()));
             tasks.spawn(watch_damage(node.clone(), group.clone()));
@@ -157,7 +158,7 @@ impl Cluster {
         tasks.spawn(standing::watch(node.clone()));
         tasks.spawn(purge_pinned(node.clone(), wal.clone()));
         tasks.spawn(founding::keep_address(node.clone()));
-        Ok(Arc::new(Self { node, wal, tasks: Mutex::new(tasks) }))
+        Ok(Arc::new(Self { node, wal, snapshots, tasks: Mutex::new(tasks) }))
     }
 
     pub fn node_id(&self) -> NodeId {
@@ -292,6 +293,14 @@ impl Cluster {
     /// What the log has written since the start.
     pub fn wal_stats(&self) -> crate::wal::WalStats {
         self.wal.stats()
+    }
+
+    /// Bytes of snapshots that came in since the start, all groups together.
+    pub fn received_snapshots(&self) -> Received {
+        self.snapshots.values().map(|store| store.received()).fold(Received::default(), |sum, one| Received {
+            sent: sum.sent.saturating_add(one.sent),
+            kept: sum.kept.saturating_add(one.kept),
+        })
     }
 
     /// Sends an artifact to another node, which stores it durably; returns the bytes it took there.

@@ -69,6 +69,7 @@ pub use options::{
     BalanceOptions, BlobPeer, Follower, GroupStatus, Host, NoBlobs, Options, Rebuild, SnapshotOptions, Start, Timers,
 };
 pub use propose::{COMMAND_BYTES_MAX, Proposed};
+pub use snapshot::Received;
 pub use types::{GroupId, NodeId};
 pub use view::{ClusterView, NodeReport, NodeView};
 

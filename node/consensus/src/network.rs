@@ -8,7 +8,7 @@ use crate::link::{Call, Lane, Peer, Peers};
 use crate::snapshot::{self, Snapshot, SnapshotDir};
 use crate::types::*;
 use bytes::Bytes;
-use cairn_proto::peer::v1::{SnapshotHeader, raft_frame::Message};
+use cairn_proto::peer::v1::{SnapshotHaveRequest, SnapshotHeader, raft_frame::Message};
 use futures::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::base::{BoxFuture, BoxStream};
@@ -155,10 +155,16 @@ impl RaftNetworkV2<TypeConfig> for Client {
                 group: self.network.group,
                 vote: codec::encode_vote(&vote),
                 meta: codec::encode_meta(&snapshot.meta),
-                files: 0,
+                files: Vec::new(),
             };
-            let frames = snapshot::send(snapshot.snapshot, header, self.network.snapshot_bytes_per_second);
-            match client.snapshot(ReceiverStream::new(frames)).await {
+            let ask = SnapshotHaveRequest { envelope: Some(self.peer.envelope()), group: self.network.group };
+            let send = async {
+                let have = client.clone().snapshot_have(ask).await?.into_inner().have;
+                let rate = self.network.snapshot_bytes_per_second;
+                let frames = snapshot::send(snapshot.snapshot, header, have, rate);
+                client.snapshot(ReceiverStream::new(frames)).await
+            };
+            match send.await {
                 Ok(reply) => {
                     let vote = codec::decode_vote(reply.into_inner().vote);
                     Ok(SnapshotResponse::new(vote.map_err(|error| StreamingError::Network(NetworkError::new(&error)))?))

@@ -52,12 +52,19 @@ pub(crate) fn advice(group: GroupId, damage: &str) -> String {
 }
 
 async fn rebuild(data_dir: &Path, identity: &Identity, group: GroupId, from: &str) -> Result<Option<LogId>> {
+    let (snapshots, replica) = (snapshot_dir(data_dir, group), group_dir(data_dir, group));
+    let opened = tokio::task::spawn_blocking(move || {
+        let store = SnapshotStore::open(snapshots)?;
+        store.have().map(|have| (store, have))
+    });
+    let (store, have) = opened.await.map_err(|error| Error::Internal(format!("a rebuild panicked: {error}")))??;
     let mut client = link::connect(from).await?;
     let request = FetchSnapshotRequest {
         cluster_id: identity.cluster_id.clone(),
         from: identity.node_id,
         protocol: PEER_PROTOCOL,
         group,
+        have,
     };
     let told = |status: tonic::Status| match definite_refusal(&status) {
         Some(_) => Error::of_status(&status),
@@ -72,15 +79,13 @@ async fn rebuild(data_dir: &Path, identity: &Identity, group: GroupId, from: &st
     let position = meta.last_log_id;
 
     let (pieces, mut arrived) = mpsc::channel::<SnapshotFrame>(FRAMES_MAX);
-    let (snapshots, replica) = (snapshot_dir(data_dir, group), group_dir(data_dir, group));
     let (whole, complete) = oneshot::channel::<()>();
     let writing = tokio::task::spawn_blocking(move || {
-        let store = SnapshotStore::open(snapshots)?;
-        let mut incoming = store.receive(header.files)?;
+        let mut incoming = store.receive(&meta, header.files)?;
         while let Some(frame) = arrived.blocking_recv() {
             incoming.accept(frame)?;
         }
-        let received = incoming.finish()?;
+        let received = store.received_whole(incoming)?;
         if complete.blocking_recv().is_err() {
             return Err(Error::Unavailable("a snapshot transfer broke off".into()));
         }

@@ -20,9 +20,9 @@ use bytes::Bytes;
 use cairn_proto::peer::v1::{
     BlobFrame, BlobHeader, Envelope, FetchSnapshotRequest, GetBlobRequest, GroupsReply, GroupsRequest, JoinReply,
     JoinRequest, MoveReply, MoveVoterRequest, Moved, NotLeader, ProposeReply, ProposeRequest, Proposed, PutBlobReply,
-    RaftFrame, ReadIndexReply, ReadIndexRequest, RebalanceReply, RebalanceRequest, SnapshotFrame, SnapshotHeader,
-    SnapshotReply, TransferLeadRequest, blob_frame, move_reply, peer_server::Peer, propose_reply, raft_frame::Message,
-    read_index_reply, rebalance_reply, snapshot_frame,
+    RaftFrame, ReadIndexReply, ReadIndexRequest, RebalanceReply, RebalanceRequest, SnapshotFile, SnapshotFrame,
+    SnapshotHaveReply, SnapshotHaveRequest, SnapshotHeader, SnapshotReply, TransferLeadRequest, blob_frame, move_reply,
+    peer_server::Peer, propose_reply, raft_frame::Message, read_index_reply, rebalance_reply, snapshot_frame,
 };
 use cairn_proto::{ErrorKind, PEER_PROTOCOL, record::v1 as record};
 use futures::StreamExt;
@@ -61,6 +61,11 @@ impl PeerService {
             return Err(error.status());
         }
         self.node.check_running().map_err(|error| error.status())
+    }
+
+    fn snapshots(&self, group: GroupId) -> Result<Arc<SnapshotStore>, Status> {
+        let store = self.snapshots.get(&group).cloned();
+        store.ok_or_else(|| ErrorKind::Internal.status("a group has no place for snapshots"))
     }
 }
 
@@ -110,6 +115,19 @@ impl Peer for PeerService {
         Ok(Response::new(ReceiverStream::new(outgoing).boxed()))
     }
 
+    async fn snapshot_have(
+        &self,
+        request: Request<SnapshotHaveRequest>,
+    ) -> Result<Response<SnapshotHaveReply>, Status> {
+        let SnapshotHaveRequest { envelope, group } = request.into_inner();
+        self.check(envelope.as_ref())?;
+        let group = self.node.group(group).map_err(|error| error.status())?.id;
+        let store = self.snapshots(group)?;
+        let have = machine::blocking(move || store.have()).await;
+        let have = have.map_err(|error| ErrorKind::Internal.status(error.to_string()))?;
+        Ok(Response::new(SnapshotHaveReply { have: have.map_err(|error| error.status())? }))
+    }
+
     async fn snapshot(&self, request: Request<Streaming<SnapshotFrame>>) -> Result<Response<SnapshotReply>, Status> {
         let mut frames = request.into_inner();
         let Some(snapshot_frame::Part::Header(header)) = frames.message().await?.and_then(|frame| frame.part) else {
@@ -121,11 +139,13 @@ impl Peer for PeerService {
         let bad = |error: codec::DecodeError| ErrorKind::InvalidArgument.status(error.to_string());
         let vote = codec::decode_vote(header.vote).map_err(bad)?;
         let meta = codec::decode_meta(header.meta).map_err(bad)?;
-        let Some(store) = self.snapshots.get(&header.group).cloned() else {
-            return Err(ErrorKind::Internal.status("a group has no place for snapshots"));
+        let store = self.snapshots(header.group)?;
+        // What has come stays, so a node that stops does not wait for the rest.
+        let snapshot = tokio::select! {
+            biased;
+            () = self.node.stop.cancelled() => return Err(ErrorKind::Unavailable.status("this node is stopping")),
+            received = receive_snapshot(store, &meta, header.files, &mut frames) => received?,
         };
-
-        let snapshot = receive_snapshot(store, header.files, &mut frames).await?;
         let installed = group.raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await;
         let response = installed.map_err(|fatal| ErrorKind::Unavailable.status(fatal.to_string()))?;
         Ok(Response::new(SnapshotReply { vote: codec::encode_vote(&response.vote) }))
@@ -135,13 +155,11 @@ impl Peer for PeerService {
         &self,
         request: Request<FetchSnapshotRequest>,
     ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
-        let FetchSnapshotRequest { cluster_id, from, protocol, group } = request.into_inner();
+        let FetchSnapshotRequest { cluster_id, from, protocol, group, have } = request.into_inner();
         let to = self.node.me();
         self.check(Some(&Envelope { cluster_id, from, to, protocol }))?;
         let group = self.node.group(group).map_err(|error| error.status())?.clone();
-        let Some(store) = self.snapshots.get(&group.id).cloned() else {
-            return Err(ErrorKind::Internal.status("a group has no place for snapshots"));
-        };
+        let store = self.snapshots(group.id)?;
         let deadline = Instant::now() + FETCH_TIMEOUT;
         reads::linearizable(&self.node, &group, deadline).await.map_err(|error| error.status())?;
         let replica = group.replica.clone();
@@ -150,7 +168,7 @@ impl Peer for PeerService {
         let built = built.map_err(|error| error.status())?;
         let meta = codec::encode_meta(&built.meta);
         let header = SnapshotHeader { group: group.id, meta, ..SnapshotHeader::default() };
-        let frames = snapshot::send(built.snapshot, header, SnapshotOptions::default().bytes_per_second);
+        let frames = snapshot::send(built.snapshot, header, have, SnapshotOptions::default().bytes_per_second);
         Ok(Response::new(ReceiverStream::new(frames).map(Ok).boxed()))
     }
 
@@ -321,17 +339,20 @@ async fn next_frame<T>(frames: &mut Streaming<T>) -> Result<Option<T>, Status> {
 /// Takes a snapshot's files, frame by frame; while one is written, the connection's window fills with the next.
 async fn receive_snapshot(
     store: Arc<SnapshotStore>,
-    files: u32,
+    meta: &SnapshotMeta,
+    files: Vec<SnapshotFile>,
     frames: &mut Streaming<SnapshotFrame>,
 ) -> Result<SnapshotDir, Status> {
     let panicked = |error: tokio::task::JoinError| ErrorKind::Internal.status(error.to_string());
     let refused = |error: Error| error.status();
-    let mut incoming = machine::blocking(move || store.receive(files)).await.map_err(panicked)?.map_err(refused)?;
+    let (begun, meta) = (store.clone(), meta.clone());
+    let mut incoming =
+        machine::blocking(move || begun.receive(&meta, files)).await.map_err(panicked)?.map_err(refused)?;
     while let Some(frame) = next_frame(frames).await? {
         let accept = move || incoming.accept(frame).map(|()| incoming);
         incoming = machine::blocking(accept).await.map_err(panicked)?.map_err(refused)?;
     }
-    machine::blocking(move || incoming.finish()).await.map_err(panicked)?.map_err(refused)
+    machine::blocking(move || store.received_whole(incoming)).await.map_err(panicked)?.map_err(refused)
 }
 
 /// Answers the frames of one stream until it ends, breaks, or the node stops.

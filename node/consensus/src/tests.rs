@@ -28,6 +28,7 @@ fn soon() -> Instant {
 
 mod audit;
 mod members;
+mod transfers;
 
 /// openraft's own conformance suite, on our log and state machine.
 #[test]
@@ -311,7 +312,8 @@ async fn a_join_asked_twice_makes_one_node() {
 async fn strangers_are_refused_and_counted() {
     let one = TestNode::first().await;
     let mut client = link::connect(&one.address.to_string()).await.unwrap();
-    let right = Envelope { cluster_id: one.cluster.cluster_id().into(), from: 9, to: 1, protocol: 1 };
+    let right =
+        Envelope { cluster_id: one.cluster.cluster_id().into(), from: 9, to: 1, protocol: cairn_proto::PEER_PROTOCOL };
     let wrong = [
         (Envelope { cluster_id: "other".into(), ..right.clone() }, "node 9 belongs to cluster `other`"),
         (Envelope { to: 2, ..right.clone() }, "node 9 looks for node 2 at the address of node 1"),

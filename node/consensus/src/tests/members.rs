@@ -195,7 +195,12 @@ async fn a_voter_leaves_a_learner_takes_its_place_and_it_never_comes_back_as_its
     // Whatever it asks of the others is refused and counted.
     let one = &nodes[staying[0]];
     let mut client = link::connect(&one.address.to_string()).await.unwrap();
-    let envelope = Envelope { cluster_id: one.cluster.cluster_id().into(), from: id, to: one.id(), protocol: 1 };
+    let envelope = Envelope {
+        cluster_id: one.cluster.cluster_id().into(),
+        from: id,
+        to: one.id(),
+        protocol: cairn_proto::PEER_PROTOCOL,
+    };
     let request = ProposeRequest { envelope: Some(envelope), group: 1, command: Bytes::new(), deadline_ms: 1000 };
     let refusal = client.propose(request).await.unwrap_err();
     assert!(refusal.message().contains(&format!("node {id} was removed from this cluster")), "{}", refusal.message());
