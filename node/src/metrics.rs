@@ -139,7 +139,8 @@ mod tests {
         metrics.online_read(3, Duration::from_micros(80));
         metrics.online_read(2, Duration::from_secs(9));
         let snapshots = cairn_consensus::Received { sent: 5, kept: 7 };
-        let consensus = Consensus { groups: vec![(0, 7, true)], audits: [("equal", 3); 4], refused_peers: 2, snapshots };
+        let consensus =
+            Consensus { groups: vec![(0, 7, true)], audits: [("equal", 3); 4], refused_peers: 2, snapshots };
         let text = metrics.render(&consensus, false);
         assert!(text.contains("cairn_online_features_rows_total 5"), "{text}");
         assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"0.0001\"} 1"), "{text}");

@@ -44,6 +44,7 @@ pub mod options;
 mod propose;
 mod reads;
 mod rebuild;
+mod runtime;
 #[cfg(feature = "seeded-bugs")]
 mod seeded;
 mod server;

@@ -5,6 +5,9 @@
 //! one thread runs everything in an order that a seed decides. Files of the log come in with `Options::log_files`.
 
 use std::net::TcpListener;
+use std::sync::OnceLock;
+use std::time::Duration;
+use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::transport::{Channel, Endpoint};
 
@@ -20,6 +23,29 @@ pub async fn blocking<T: Send + 'static>(
         return Ok(crate::sim::machine::blocking(work).await);
     }
     tokio::task::spawn_blocking(work).await
+}
+
+/// Moments at which timers that may be late ring together: two a tick of a group with the usual heartbeat.
+const GRID: Duration = Duration::from_millis(50);
+
+/// `moment`, or the next one on the grid that all groups of this process share.
+pub fn on_grid(moment: Instant) -> Instant {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    #[cfg(test)]
+    if turmoil::in_simulation() {
+        // Simulated clocks have nothing in common.
+        return moment;
+    }
+    next_step(*ORIGIN.get_or_init(Instant::now), moment)
+}
+
+fn next_step(origin: Instant, moment: Instant) -> Instant {
+    let since = moment.saturating_duration_since(origin);
+    let past = since.as_nanos() % GRID.as_nanos();
+    match u64::try_from(past) {
+        Ok(past) if past > 0 => moment + GRID.saturating_sub(Duration::from_nanos(past)),
+        _ => moment,
+    }
 }
 
 /// Connects to what `endpoint` names.
@@ -64,4 +90,20 @@ fn real(listener: TcpListener) -> std::io::Result<tonic::transport::server::TcpI
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     Ok(tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_move_to_the_grid_and_never_back() {
+        let origin = Instant::now();
+        let at = |us: u64| origin + Duration::from_micros(us);
+        for (moment, expected) in [(0, 0), (1, 50_000), (49_999, 50_000), (50_000, 50_000), (50_001, 100_000)] {
+            assert_eq!(next_step(origin, at(moment)), at(expected), "{moment}");
+        }
+        let later = Instant::now() + Duration::from_millis(7);
+        assert!(on_grid(later) >= later && on_grid(later) <= later + GRID);
+    }
 }

@@ -16,7 +16,7 @@ openraft::declare_raft_types!(
         R = Outcome,
         NodeId = NodeId,
         Node = PeerNode,
-        AsyncRuntime = openraft_rt_tokio::TokioRuntime,
+        AsyncRuntime = crate::runtime::Runtime,
 );
 
 pub type LeaderId = openraft::alias::LeaderIdOf<TypeConfig>;

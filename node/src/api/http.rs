@@ -90,7 +90,12 @@ async fn ready(State(node): App) -> Response {
 async fn metrics(State(node): App) -> Response {
     let groups =
         node.cluster.status().iter().map(|group| (group.group, group.applied_index, group.is_leader)).collect();
-    let consensus = Consensus { groups, audits: node.cluster.audits(), refused_peers: node.cluster.refused_peers(), snapshots: node.cluster.received_snapshots() };
+    let consensus = Consensus {
+        groups,
+        audits: node.cluster.audits(),
+        refused_peers: node.cluster.refused_peers(),
+        snapshots: node.cluster.received_snapshots(),
+    };
     let text = node.metrics.render(&consensus, node.writes.reason().is_some());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
