@@ -118,6 +118,8 @@ pub struct Plan {
     /// Rows that the node of `catch-up` misses, and how long writes are measured before it comes back.
     pub missed_rows: usize,
     pub undisturbed: Duration,
+    /// Whether writes go on while it catches up. With a log as short as that of a short run, it might never otherwise.
+    pub writes_go_on: bool,
     /// Feature shards of the clusters of `idle`, and how long each is watched.
     pub idle_shards: Vec<u32>,
     pub idle_watch: Duration,
@@ -157,6 +159,7 @@ impl Plan {
             kills: args.kills.unwrap_or(if args.short { 2 } else { 50 }),
             missed_rows: if args.short { 40_000 } else { 1_000_000 },
             undisturbed: Duration::from_secs_f64(if args.short { 0.5 } else { 8.0 }),
+            writes_go_on: !args.short,
             idle_shards: if args.short { vec![1, 8] } else { vec![1, 16, 64, 255] },
             idle_watch: Duration::from_secs_f64(if args.short { 0.5 } else { 20.0 }),
         }

@@ -15,7 +15,7 @@ use cairn_client::local::LocalCluster;
 use cairn_client::{Client, api};
 use serde_json::json;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -30,6 +30,13 @@ const BEHIND: u64 = 128;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(240);
 const STAYS_DOWN: usize = 2;
+
+/// What the writers did, and whether they wait.
+#[derive(Debug, Default)]
+struct Written {
+    rows: AtomicU64,
+    held: AtomicBool,
+}
 
 /// # Errors
 /// The first failure of a write, or a node that does not catch up.
@@ -46,7 +53,7 @@ pub async fn run(bench: &mut Bench) -> Result<()> {
     let admin = Client::connect(&addresses[..STAYS_DOWN].join(",")).await?;
     cluster.kill(STAYS_DOWN).await?;
 
-    let written = Arc::new(AtomicU64::new(0));
+    let written = Arc::new(Written::default());
     let (stop, stopped) = watch::channel(false);
     let mut writers = JoinSet::new();
     start_writers(&mut writers, &table, &addresses[..STAYS_DOWN], &times, &written, &stopped).await?;
@@ -67,7 +74,7 @@ async fn start_writers(
     table: &Table,
     addresses: &[String],
     times: &EventTimes,
-    written: &Arc<AtomicU64>,
+    written: &Arc<Written>,
     stopped: &watch::Receiver<bool>,
 ) -> Result<()> {
     let batches: Result<Vec<_>> = prepared_keys(BATCH_ROWS).iter().map(|keys| table.columns.batch(keys, 0)).collect();
@@ -77,8 +84,12 @@ async fn start_writers(
         let (written, stopped) = (written.clone(), stopped.clone());
         writers.spawn(async move {
             while !*stopped.borrow() {
+                if written.held.load(Ordering::Relaxed) {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
                 let rows = writer.turn().await?;
-                written.fetch_add(rows as u64, Ordering::Relaxed);
+                written.rows.fetch_add(rows as u64, Ordering::Relaxed);
             }
             Ok(())
         });
@@ -94,19 +105,19 @@ async fn first_failure(writers: &mut JoinSet<Result<()>>) -> Error {
 }
 
 /// Rows/s of all writers while `work` runs.
-async fn rate_during<T>(written: &AtomicU64, work: impl Future<Output = T>) -> (f64, Duration, T) {
-    let (began, before) = (Instant::now(), written.load(Ordering::Relaxed));
+async fn rate_during<T>(written: &Written, work: impl Future<Output = T>) -> (f64, Duration, T) {
+    let (began, before) = (Instant::now(), written.rows.load(Ordering::Relaxed));
     let done = work.await;
     let elapsed = began.elapsed();
-    let rows = written.load(Ordering::Relaxed).saturating_sub(before);
+    let rows = written.rows.load(Ordering::Relaxed).saturating_sub(before);
     (rows as f64 / elapsed.as_secs_f64(), elapsed, done)
 }
 
-async fn measure(bench: &mut Bench, cluster: &mut LocalCluster, admin: &Client, written: &AtomicU64) -> Result<()> {
+async fn measure(bench: &mut Bench, cluster: &mut LocalCluster, admin: &Client, written: &Written) -> Result<()> {
     let missed = bench.plan.missed_rows as u64;
     let other = CpuTimes::now();
     let (filling, _, ()) = rate_during(written, async {
-        while written.load(Ordering::Relaxed) < missed {
+        while written.rows.load(Ordering::Relaxed) < missed {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     })
@@ -118,6 +129,7 @@ async fn measure(bench: &mut Bench, cluster: &mut LocalCluster, admin: &Client, 
         (0..3).map(|at| cluster.process_id(at).and_then(resident_mib).unwrap_or(0.0)).collect()
     };
     let before = processes(cluster);
+    written.held.store(!bench.plan.writes_go_on, Ordering::Relaxed);
     cluster.spawn(STAYS_DOWN)?;
     let back = Client::connect(&cluster.nodes()[STAYS_DOWN].address).await?;
     let mut most = before.clone();
@@ -140,6 +152,7 @@ async fn measure(bench: &mut Bench, cluster: &mut LocalCluster, admin: &Client, 
     })
     .await;
     caught?;
+    written.held.store(false, Ordering::Relaxed);
     let (after, _, ()) = rate_during(written, tokio::time::sleep(bench.plan.undisturbed)).await;
     let other_cores = other.and_then(|before| before.other_cores_since()).unwrap_or(0.0);
 

@@ -7,7 +7,7 @@
 //! - `identity`: who a data directory is; `founding`: starting and joining a cluster
 //! - [`wal`]: the one durable log of all groups; `log_store`: a group's share of it for openraft
 //! - `state_machine`: a storage `Replica` for openraft; `snapshot`: checkpoints, sent and received
-//! - `machine`: what a node takes from the machine under it; a simulated one for tests
+//! - `machine`: what a node takes from the machine under it; a simulated one for tests; `runtime`: tokio for openraft
 //! - `link`: connections to peers; `network`: openraft's calls on them; `server`: the peer port; `door`: who gets in
 //! - `node`: a node's groups; `propose`: writes from any node; `reads`: fresh reads on any replica
 //! - `view`: all groups as all nodes see them; `membership`: brings every group to the nodes meta names

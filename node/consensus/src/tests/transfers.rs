@@ -1,6 +1,7 @@
 //! Snapshots on their way between nodes, and what breaks them.
 
 use super::*;
+use cairn_proto::peer::v1::{FetchSnapshotRequest, snapshot_frame::Part};
 
 /// Slow enough that a transfer can be caught in the middle.
 const BYTES_PER_SECOND: u64 = 3 << 20;
@@ -90,6 +91,55 @@ async fn a_transfer_goes_on_with_the_next_leader() {
     let other = &nodes[1 - at];
     other.write(1, "after").await;
     assert_eq!(nodes[2].linearizable_read(1).await, other.read(1));
+    for node in &nodes {
+        node.cluster.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_goes_on_where_an_earlier_one_was_cut() {
+    let (mut nodes, last) = one_far_behind().await;
+    let ask = |have| FetchSnapshotRequest {
+        cluster_id: nodes[2].cluster.cluster_id().to_owned(),
+        from: nodes[2].cluster.node_id(),
+        protocol: cairn_proto::PEER_PROTOCOL,
+        group: 1,
+        have,
+    };
+    let mut peer = link::connect(&nodes[0].address.to_string()).await.unwrap();
+    let snapshots = nodes[2].dir.path().join("snapshots/1");
+    let store = SnapshotStore::open(snapshots.clone()).unwrap();
+    let mut frames = peer.fetch_snapshot(ask(store.have().unwrap())).await.unwrap().into_inner();
+    let Some(Part::Header(header)) = frames.message().await.unwrap().unwrap().part else { panic!("no header") };
+    let total: u64 = header.files.iter().map(|file| file.size).sum();
+    let meta = crate::codec::decode_meta(header.meta).unwrap();
+    let mut incoming = store.receive(&meta, header.files).unwrap();
+    while store.received().sent < 1 << 20 {
+        incoming.accept(frames.message().await.unwrap().unwrap()).unwrap();
+    }
+    drop((frames, incoming));
+    let sent = store.received().sent;
+    assert!(sent < total, "{sent} of {total}");
+
+    // What the peer sends next is the rest.
+    let mut frames = peer.fetch_snapshot(ask(store.have().unwrap())).await.unwrap().into_inner();
+    let mut rest = 0;
+    while let Some(frame) = frames.message().await.unwrap() {
+        if let Some(Part::Data(data)) = frame.part {
+            rest += data.len() as u64;
+        }
+    }
+    assert_eq!(sent + rest, total);
+    drop(store);
+
+    let listener = TcpListener::bind(nodes[2].address).unwrap();
+    let rebuild = Some(Rebuild { groups: vec![1], from: nodes[0].address.to_string() });
+    let options = Options { rebuild, ..slow(nodes[2].dir.path(), nodes[2].name, listener) };
+    let how = Start::Join { address: "127.0.0.1:1".into() };
+    (nodes[2].host, nodes[2].cluster) = start_with(options, how).await.unwrap();
+    assert!(!snapshots.join("incoming").exists());
+    nodes[2].cluster.wait_applied(1, last, soon()).await.unwrap();
+    assert_eq!(nodes[2].read(1), nodes[0].read(1));
     for node in &nodes {
         node.cluster.shutdown().await;
     }
