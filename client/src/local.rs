@@ -101,12 +101,13 @@ impl LocalCluster {
         self.spawn_with(at, &[])
     }
 
-    /// [`Self::spawn`] with `more` arguments, this once.
+    /// [`Self::spawn`] with `more` arguments, this once; a `--join` among them takes the place of the usual one.
     ///
     /// # Errors
     /// As [`Self::spawn`].
     pub fn spawn_with(&mut self, at: usize, more: &[&str]) -> Result<()> {
-        let join = if at == 0 { None } else { self.nodes.first().map(|node| node.peer_address.clone()) };
+        let usual = at > 0 && !more.contains(&"--join");
+        let join = self.nodes.first().filter(|_| usual).map(|node| node.peer_address.clone());
         let (binary, folder, extra) = (self.binary.clone(), self.folder.clone(), self.extra.clone());
         let node = self.node_mut(at)?;
         let log_path = folder.join(format!("{}.log", node.name));

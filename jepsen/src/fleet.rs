@@ -1,26 +1,39 @@
-//! The nodes under test, with everything that can be done to them.
-//!
-//! Always true: [`Fleet::mend`] undoes whatever was done, so that what fails after it fails by itself.
+//! The nodes under test, with everything that can be done to them. How they come back is the [`operator`](crate::operator)'s.
 
 use crate::Result;
+use crate::clock::{Clocks, RIGHT, Setting};
 use crate::disk::{RESERVE_MIB, SmallDisks};
 use crate::net::{Kind, Network, Shape};
+use crate::operator::Care;
 use cairn_client::local::LocalCluster;
 use cairn_client::{Client, Options};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How long nodes may take to be whole again once nothing hinders them.
-pub const RECOVERY: Duration = Duration::from_secs(60);
+/// How long an operator waits for an answer to an order.
+const ORDER_PATIENCE: Duration = Duration::from_secs(4);
 
 #[derive(Debug)]
 pub struct Fleet {
     pub cluster: LocalCluster,
-    network: Network,
-    disks: Option<SmallDisks>,
-    paused: Vec<bool>,
+    pub(crate) network: Network,
+    pub(crate) disks: Option<SmallDisks>,
+    clocks: Option<Clocks>,
+    /// Nodes whose clocks are not right.
+    wrong_clocks: BTreeMap<usize, Setting>,
+    pub(crate) paused: Vec<bool>,
     /// One client a node, impatient: to look, not to work.
-    eyes: Vec<Client>,
+    pub(crate) eyes: Vec<Client>,
+    /// For orders to the cluster, through any node.
+    pub hand: Client,
+    /// How long each node's log was when it was last started.
+    log_from: Vec<u64>,
+    /// The cluster is there: from now on a node without data joins it.
+    founded: bool,
+    pub care: Care,
 }
 
 impl Fleet {
@@ -34,11 +47,16 @@ impl Fleet {
         count: usize,
         network: Kind,
         small_disks: bool,
+        own_clocks: bool,
         arguments: &[&str],
     ) -> Result<Self> {
-        let (network, places) = Network::start(network, count).await?;
-        let names = (0..count).map(name).collect();
-        let disks = if small_disks { Some(SmallDisks::start(folder, names)?) } else { None };
+        let (network, mut places) = Network::start(network, count).await?;
+        let names: Vec<String> = (0..count).map(name).collect();
+        let disks = if small_disks { Some(SmallDisks::start(folder, names.clone())?) } else { None };
+        let clocks = if own_clocks { Clocks::start(folder, names)? } else { None };
+        for (at, place) in places.iter_mut().enumerate() {
+            place.launcher.extend(clocks.iter().flat_map(|clocks| clocks.launcher(at)));
+        }
         let reserve = RESERVE_MIB.to_string();
         let mut arguments = arguments.to_vec();
         if small_disks {
@@ -51,11 +69,18 @@ impl Fleet {
             eyes.push(Client::with_options(&place.address, options).await?);
             cluster.place(place);
         }
-        let mut fleet = Self { cluster, network, disks, paused: vec![false; count], eyes };
+        let options = Options { deadline: ORDER_PATIENCE, ..Options::default() };
+        let hand = Client::with_options(&cluster.addresses(), options).await?;
+        let (paused, log_from) = (vec![false; count], vec![0; count]);
+        let wrong_clocks = BTreeMap::new();
+        let (founded, care) = (false, Care::default());
+        let mut fleet =
+            Self { cluster, network, disks, clocks, wrong_clocks, paused, eyes, hand, log_from, founded, care };
         for at in 0..count {
             fleet.start_node(at)?;
             fleet.cluster.ready(at, (at + 1).min(3)).await?;
         }
+        fleet.founded = true;
         Ok(fleet)
     }
 
@@ -93,25 +118,63 @@ impl Fleet {
     /// # Errors
     /// A binary that does not start.
     pub fn start_node(&mut self, at: usize) -> Result<()> {
-        if !self.is_up(at) {
-            self.cluster.spawn(at)?;
-            self.tell_network();
-        }
-        Ok(())
+        if self.cluster.has_ended(at)? { self.launch(at, &[]) } else { Ok(()) }
     }
 
-    /// Starts a node that is down so that it makes its replica of `group` new from the first node; `false` when that one
-    /// cannot help now.
+    /// Starts a node that is down so that it makes its replicas of `groups` new from another node's.
     ///
     /// # Errors
     /// A binary that does not start.
-    pub fn rebuild(&mut self, at: usize, group: u32) -> Result<bool> {
-        let possible = at != 0 && !self.is_up(at) && self.is_up(0) && !self.paused[0];
-        if possible {
-            self.cluster.spawn_with(at, &["--rebuild", &group.to_string()])?;
-            self.tell_network();
+    pub fn rebuild(&mut self, at: usize, groups: &BTreeSet<u32>) -> Result<()> {
+        let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
+        let more: Vec<&str> = groups.iter().flat_map(|group| ["--rebuild", group]).collect();
+        self.launch(at, &more)
+    }
+
+    fn launch(&mut self, at: usize, more: &[&str]) -> Result<()> {
+        self.log_from[at] = fs::metadata(self.log(at)).map_or(0, |meta| meta.len());
+        // Any other that is up: a node that lost its data must not found a cluster, whichever it is.
+        let others = (1..self.size()).map(|step| (at + step) % self.size());
+        let peer = others.clone().find(|&other| self.is_up(other) && !self.paused[other]).or(others.clone().next());
+        let through = peer.map(|peer| self.cluster.nodes()[peer].peer_address.clone()).unwrap_or_default();
+        let mut words = more.to_vec();
+        if self.founded && !through.is_empty() {
+            words.extend(["--join", &through]);
         }
-        Ok(possible)
+        self.cluster.spawn_with(at, &words)?;
+        self.tell_network();
+        Ok(())
+    }
+
+    /// What a node has logged since it was last started.
+    pub fn said(&self, at: usize) -> String {
+        let from = self.log_from[at];
+        let read = || -> std::io::Result<String> {
+            let file = File::open(self.log(at))?;
+            let mut bytes = vec![0; usize::try_from(file.metadata()?.len().saturating_sub(from)).unwrap_or(0)];
+            file.read_exact_at(&mut bytes, from)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        read().unwrap_or_default()
+    }
+
+    fn log(&self, at: usize) -> PathBuf {
+        self.cluster.folder().join(format!("{}.log", self.name(at)))
+    }
+
+    /// Takes everything off the disk of a node that is down.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn wipe(&self, at: usize) -> Result<()> {
+        for entry in fs::read_dir(self.data_dir(at))? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false => fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(())
     }
 
     /// SIGSTOP.
@@ -169,6 +232,39 @@ impl Fleet {
         }
     }
 
+    /// Whether nodes have clocks that can be set.
+    pub fn has_clocks(&self) -> bool {
+        self.clocks.is_some()
+    }
+
+    /// Sets the clock of a node, where it has one of its own.
+    ///
+    /// # Errors
+    /// Trouble with files.
+    pub fn set_clock(&mut self, at: usize, setting: Setting) -> Result<()> {
+        let Some(clocks) = &self.clocks else { return Err(crate::clock::MISSING.into()) };
+        clocks.set(at, setting)?;
+        match setting == RIGHT {
+            true => drop(self.wrong_clocks.remove(&at)),
+            false => drop(self.wrong_clocks.insert(at, setting)),
+        }
+        Ok(())
+    }
+
+    /// All clocks are right again; a node whose timers were wrong starts again for it.
+    ///
+    /// # Errors
+    /// Trouble with files and processes.
+    pub async fn set_clocks_right(&mut self) -> Result<()> {
+        for (at, setting) in self.wrong_clocks.clone() {
+            self.set_clock(at, RIGHT)?;
+            if setting.timers_too {
+                self.kill(at).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// The node that leads most groups, as any node sees it; `None` when nobody knows.
     pub async fn leader(&self) -> Option<usize> {
         for at in (0..self.size()).filter(|&at| self.is_up(at) && !self.paused[at]) {
@@ -189,38 +285,6 @@ impl Fleet {
     pub fn eyes(&self) -> impl Iterator<Item = &Client> {
         let there = |at: &usize| self.is_up(*at) && !self.paused[*at];
         (0..self.size()).filter(there).filter_map(|at| self.eyes.get(at))
-    }
-
-    /// Undoes everything: links healed, disks emptied, processes continued and started.
-    ///
-    /// # Errors
-    /// Trouble of the harness.
-    pub fn mend(&mut self) -> Result<()> {
-        self.network.heal()?;
-        self.disks.iter().for_each(SmallDisks::empty);
-        for at in 0..self.size() {
-            self.resume(at)?;
-            self.start_node(at)?;
-        }
-        Ok(())
-    }
-
-    /// Waits until every node has a leader and a quorum in every group.
-    ///
-    /// # Errors
-    /// In words, which node is not whole again within [`RECOVERY`].
-    pub async fn recovered(&mut self) -> Result<(), String> {
-        let voters = self.size().min(3);
-        let began = Instant::now();
-        for at in 0..self.size() {
-            let left = RECOVERY.saturating_sub(began.elapsed());
-            match tokio::time::timeout(left, self.cluster.ready(at, voters)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(error.to_string()),
-                Err(_) => return Err(format!("{} is not whole again within {RECOVERY:?}", self.name(at))),
-            }
-        }
-        Ok(())
     }
 
     fn tell_network(&self) {

@@ -4,7 +4,8 @@
 //! - [`mixed`]: one run: cluster, workloads, faults, healing, verdict
 //! - [`workloads`]: the promises, one file each, with their checks
 //! - [`nemesis`]: what is broken: processes, links, files
-//! - [`fleet`], [`net`], [`disk`]: the nodes, their network and their disks, with all that can be done to them
+//! - [`operator`]: what is mended, and who helps nodes that cannot come back by themselves
+//! - [`fleet`], [`net`], [`disk`], [`clock`]: the nodes, their network, disks and clocks, with all that can be done to them
 //! - [`site`], [`history`]: what clients work with; what they asked and were told, and when
 //! - [`linear`]: is the history of one register linearizable?
 //! - [`timeline`]: the run as a page
@@ -14,6 +15,7 @@
 //! Outcomes follow Jepsen's rules: ok, failed, or unknown; a time-out is unknown and may have taken effect. A run with too
 //! few faults or acknowledged operations proves nothing and fails. A broken harness is no verdict.
 
+pub mod clock;
 pub mod disk;
 pub mod fleet;
 pub mod history;
@@ -22,6 +24,7 @@ pub mod linear;
 pub mod mixed;
 pub mod nemesis;
 pub mod net;
+pub mod operator;
 pub mod selftest;
 pub mod site;
 pub mod timeline;

@@ -5,7 +5,7 @@ use crate::history::{Fault, History, Outcome, Stamp};
 use crate::nemesis;
 use crate::site::Site;
 use crate::workloads::{self, Workload};
-use crate::{Result, net, timeline};
+use crate::{Result, clock, net, timeline};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::Serialize;
@@ -42,6 +42,10 @@ pub struct Verdict {
     pub damage_detected: usize,
     /// Replicas made new from a peer.
     pub rebuilt: usize,
+    /// Nodes that were removed and came back as new ones.
+    pub renewed: usize,
+    /// Faults that could not be made here, and why.
+    pub left_out: Vec<String>,
     /// Why the run proves nothing; empty = it does.
     pub too_little: Vec<String>,
 }
@@ -78,13 +82,18 @@ impl Verdict {
         }
         let faults: Vec<String> = self.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
         out.push_str(&format!(
-            "faults: {}\ndamaged files refused by name: {}, replicas made new: {}\nseed {}, {:.0} s in all\n",
+            "faults: {}\ndamaged files refused by name: {}, replicas made new: {}, nodes removed and joined as new: {}\n\
+             seed {}, {:.0} s in all\n",
             faults.join(", "),
             self.damage_detected,
             self.rebuilt,
+            self.renewed,
             self.seed,
             self.took_s
         ));
+        for left_out in &self.left_out {
+            out.push_str(&format!("left out: {left_out}\n"));
+        }
         for promise in &self.promises {
             for violation in promise.violations.iter().take(PRINTED) {
                 out.push_str(&format!("VIOLATION of {}: {violation}\n", promise.name));
@@ -103,6 +112,7 @@ impl Verdict {
 /// Trouble of the harness, which is no verdict: a binary that does not start, a name that is not known.
 pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
     let started = Instant::now();
+    let own_clocks = plan.nemeses.iter().any(|kind| nemesis::CLOCKS.contains(&kind.as_str()));
     // Small snapshots, so that a short run meets many of them.
     let mut fleet = Fleet::start(
         &plan.cairnd,
@@ -110,6 +120,7 @@ pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
         plan.nodes,
         plan.network,
         plan.small_disks,
+        own_clocks,
         &["--snapshot-entries", "40", "--cache-mib", "64"],
     )
     .await?;
@@ -127,11 +138,17 @@ pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
     }
     let mut random = StdRng::seed_from_u64(plan.seed);
     let until = Instant::now() + plan.lasts;
-    let raged = nemesis::rage(&mut fleet, &plan.nemeses, &mut random, &history, until).await;
-    fleet.mend()?;
+    let mut nemeses = plan.nemeses.clone();
+    let mut left_out = Vec::new();
+    if own_clocks && !fleet.has_clocks() {
+        nemeses.retain(|kind| !nemesis::CLOCKS.contains(&kind.as_str()));
+        left_out.push(format!("{}: {}", nemesis::CLOCKS.join(", "), clock::MISSING));
+    }
+    let raged = nemesis::rage(&mut fleet, &nemeses, &mut random, &history, until).await;
+    fleet.mend().await?;
     let mut recovery = raged?;
-    if let Err(why) = fleet.recovered().await {
-        recovery.violations.push(format!("in the end: {why}"));
+    if let Err(trouble) = fleet.recovered().await {
+        recovery.trouble("in the end", trouble);
     }
     site.stop();
     while let Some(done) = clients.join_next().await {
@@ -143,7 +160,8 @@ pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
     let mut promises = futures::future::join_all(judged).await;
     let whole = Promise { name: "recovery", ok: faults.len(), failed: 0, unknown: 0, violations: recovery.violations };
     promises.push(whole);
-    let too_little = too_little(plan, &workloads, &promises, &faults);
+    let mut too_little = too_little(plan, &workloads, &promises, &faults);
+    too_little.append(&mut recovery.too_little);
     let mut counted: BTreeMap<&'static str, usize> = BTreeMap::new();
     faults.iter().for_each(|fault| *counted.entry(fault.kind).or_default() += 1);
     let verdict = Verdict {
@@ -152,7 +170,9 @@ pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
         promises,
         faults: counted,
         damage_detected: recovery.detected,
-        rebuilt: recovery.rebuilt,
+        rebuilt: fleet.care.rebuilt,
+        renewed: fleet.care.renewed,
+        left_out,
         too_little,
     };
     let (stamps, faults) = history.so_far();

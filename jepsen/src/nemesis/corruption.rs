@@ -1,16 +1,20 @@
 //! Damage to files of one node while it is down: a flipped bit or a missing end, in its log, its tables or its artifacts.
 //!
 //! The node must never serve what is damaged, which the workloads see. It may notice at its start and refuse to run: then
-//! its log must name the file or the replica. Then the replica is made new from a peer, where the node offers that, or the file is put
-//! right again, as an operator with a copy would. It may start because
-//! nothing has read the damage yet: then the damage is taken back at the end of the fault, if it is still there.
+//! its log must name the file or the replica. Then either the operator makes the replica new from a peer, as the node says,
+//! or the file is put right again, as an operator with a copy would. It may start because nothing has read the damage yet:
+//! then the damage is taken back, if it is still there.
+//!
+//! One node is damaged at a time, and none while another one is still being helped: what two nodes lose may be lost.
 
 use super::Found;
 use crate::Result;
 use crate::fleet::Fleet;
+use crate::operator::groups_to_rebuild;
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -25,55 +29,50 @@ pub enum Damage {
     Cut,
 }
 
-/// Damages a file of one node, lets it run on it for a while, and puts the file right.
-pub async fn damage(fleet: &mut Fleet, random: &mut StdRng, damage: Damage, found: &mut Found) -> Result<String> {
+/// Damages a file of one node and lets it run on it for a while; `None` when no file may be damaged now.
+pub async fn damage(
+    fleet: &mut Fleet,
+    random: &mut StdRng,
+    damage: Damage,
+    found: &mut Found,
+) -> Result<Option<String>> {
+    if fleet.care.is_needed() {
+        return Ok(None);
+    }
     let at = random.random_range(0..fleet.size());
     let name = fleet.name(at);
     fleet.kill(at).await?;
     let files = candidates(&fleet.data_dir(at), damage);
-    let Some(path) = files.choose(random).cloned() else { return Ok(format!("{name} has no file to damage")) };
+    let Some(path) = files.choose(random).cloned() else { return Ok(None) };
     let short = path.strip_prefix(fleet.cluster.folder()).unwrap_or(&path).display().to_string();
     let mut wound = Wound::make(&path, damage, random)?;
-    let log = fleet.cluster.folder().join(format!("{name}.log"));
-    let log_before = fs::metadata(&log).map_or(0, |meta| meta.len());
     fleet.start_node(at)?;
     let refused = fleet.cluster.ended_within(at, NOTICE).await;
     fleet.kill(at).await?;
-    let mut group = None;
-    let noticed = if refused {
-        let said = tail(&log, log_before);
+    let mut groups = BTreeSet::new();
+    if refused {
+        let said = fleet.said(at);
         let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        group = group_to_rebuild(&said);
+        groups = groups_to_rebuild(&said);
         // Tables of a snapshot are the database's own, by hard link, and RocksDB may blame the file that lists them.
-        if said.contains(&file) || group.is_some() {
+        if said.contains(&file) || !groups.is_empty() {
             found.detected += 1;
         } else {
             found.violations.push(format!("{short} was damaged and {name} stopped without naming it: {said}"));
         }
-        "refused"
-    } else {
-        "not read yet"
-    };
-    if let Some(group) = group.filter(|_| random.random())
-        && fleet.rebuild(at, group)?
-    {
-        found.rebuilt += 1;
-        return Ok(format!("{name}: {damage:?} of {short}: group {group} rebuilt from a peer"));
     }
-    // A log that was taken has gone on since; tables and packs are only ever added to.
-    if refused || path.extension().is_some_and(|extension| extension != "wal") {
-        wound.heal()?;
+    if !groups.is_empty() && random.random_range(0..4) > 0 {
+        fleet.care.was_damaged(at, &groups);
+        fleet.rebuild(at, &groups)?;
+        return Ok(Some(format!("{name}: {damage:?} of {short}: refused, groups {groups:?} are made new from a peer")));
     }
-    Ok(format!("{name}: {damage:?} of {short}: {noticed}"))
+    wound.heal()?;
+    let noticed = if refused { "refused" } else { "not read yet" };
+    Ok(Some(format!("{name}: {damage:?} of {short}: {noticed}, put right")))
 }
 
-/// The group that the node says it would make new with `--rebuild`.
-fn group_to_rebuild(said: &str) -> Option<u32> {
-    let rest = said.split("`--rebuild ").nth(1)?;
-    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// Files whose damage must be noticed. The end of the log may be torn by a crash, so it is never cut.
+/// Files whose damage must be noticed. The end of the log may be torn by a crash and is cut off without a word, so what
+/// stands in its newest segment cannot be damaged without taking back what the node promised: older segments only.
 fn candidates(folder: &Path, damage: Damage) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![folder.to_owned()];
@@ -97,6 +96,10 @@ fn candidates(folder: &Path, damage: Damage) -> Vec<PathBuf> {
         }
     }
     found.sort();
+    let newest = found.iter().rposition(|path| path.extension().is_some_and(|extension| extension == "wal"));
+    if let Some(newest) = newest {
+        found.remove(newest);
+    }
     found
 }
 
@@ -157,23 +160,41 @@ fn used(file: &File, size: u64) -> Result<u64> {
     Ok(u64::try_from(used)?)
 }
 
-fn tail(log: &Path, from: u64) -> String {
-    let read = || -> std::io::Result<String> {
-        let file = File::open(log)?;
-        let mut bytes = vec![0; usize::try_from(file.metadata()?.len().saturating_sub(from)).unwrap_or(0)];
-        file.read_exact_at(&mut bytes, from)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    read().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_way_out_is_read_from_the_log() {
-        assert_eq!(group_to_rebuild("damaged: start it with `--rebuild 12 --join HOST:PEERPORT`"), Some(12));
-        assert_eq!(group_to_rebuild("damaged"), None);
+    fn the_newest_segment_of_the_log_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("wal");
+        fs::create_dir(&log).unwrap();
+        for name in ["0000000000000001.wal", "0000000000000002.wal", "000a.sst", "0b.pack", "identity"] {
+            fs::write(log.join(name), [1; 300]).unwrap();
+        }
+        let names = |damage| -> Vec<String> {
+            let found = candidates(folder.path(), damage);
+            found.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+        };
+        assert_eq!(names(Damage::Flip), ["0000000000000001.wal", "000a.sst", "0b.pack"]);
+        assert_eq!(names(Damage::Cut), ["000a.sst", "0b.pack"]);
+    }
+
+    #[test]
+    fn a_wound_is_put_right_unless_the_file_has_changed_since() {
+        use rand::SeedableRng;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sst");
+        let whole: Vec<u8> = (1..=200).chain(1..=200).collect();
+        for (seed, damage) in [(1, Damage::Flip), (2, Damage::Cut), (3, Damage::Flip)] {
+            fs::write(&path, &whole).unwrap();
+            let mut wound = Wound::make(&path, damage, &mut StdRng::seed_from_u64(seed)).unwrap();
+            assert_ne!(fs::read(&path).unwrap(), whole);
+            wound.heal().unwrap();
+            assert_eq!(fs::read(&path).unwrap(), whole, "{damage:?}");
+            fs::write(&path, b"made new").unwrap();
+            wound.heal().unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"made new", "{damage:?}");
+        }
     }
 }

@@ -4,18 +4,23 @@
 //! - [`network`]: partitions of all shapes, delay, loss, slow links
 //! - [`corruption`]: flipped bits and cut files on a node that is down
 //! - [`slots`]: slots that move to other shards, for good measure
+//! - [`time`]: wall clocks that jump, clocks that run too fast or too slow
+//! - [`members`]: leads that move in a storm, nodes that drain, leave and come back as new ones
 //!
 //! The seed decides what happens to whom and for how long; the processes' own timing is not replayed. A fault takes at
 //! most a minority of the nodes away, but for a storm, which kills all at once.
 
 pub mod corruption;
+pub mod members;
 pub mod network;
 pub mod process;
 pub mod slots;
+pub mod time;
 
 use crate::Result;
 use crate::fleet::Fleet;
 use crate::history::History;
+use crate::operator::Trouble;
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -25,7 +30,7 @@ use std::time::{Duration, Instant};
 const ELECTION_MS: u64 = 3_000;
 
 /// Names of all kinds.
-pub const ALL: [&str; 15] = [
+pub const ALL: [&str; 20] = [
     "kill",
     "pause",
     "storm",
@@ -39,10 +44,17 @@ pub const ALL: [&str; 15] = [
     "slow",
     "flip",
     "cut-file",
+    "clock-jump",
+    "clock-rate",
+    "transfers",
+    "drain",
+    "renew",
     "disk-full",
     "slots",
 ];
 
+/// Kinds that need libfaketime.
+pub const CLOCKS: [&str; 2] = ["clock-jump", "clock-rate"];
 /// The kind that needs small disks.
 pub const SMALL_DISKS_ONLY: &str = "disk-full";
 /// Kinds that need a network which can do more than cut.
@@ -55,8 +67,18 @@ pub struct Found {
     pub violations: Vec<String>,
     /// Damaged files that a node refused, by name.
     pub detected: usize,
-    /// Replicas made new from a peer because of it.
-    pub rebuilt: usize,
+    /// Why the run proves nothing.
+    pub too_little: Vec<String>,
+}
+
+impl Found {
+    /// What kept nodes from being whole after `when`.
+    pub fn trouble(&mut self, when: &str, trouble: Trouble) {
+        match trouble {
+            Trouble::Violation(why) => self.violations.push(format!("{when}: {why}")),
+            Trouble::Overload(why) => self.too_little.push(format!("{when}: {why}")),
+        }
+    }
 }
 
 /// Breaks things until `until`.
@@ -81,36 +103,41 @@ pub async fn rage(
         let began = history.now();
         let mut struck = Vec::new();
         for kind in together {
-            let what = strike(kind, fleet, random, &mut found).await?;
-            struck.push((kind, what));
+            struck.extend(strike(kind, fleet, random, &mut found).await?.map(|what| (kind, what)));
         }
         hold(random, until).await;
-        fleet.mend()?;
+        fleet.mend().await?;
         for (kind, what) in struck {
             history.fault(kind, what, began);
         }
         // In the middle of a recovery is a moment for the next fault too.
         if random.random_range(0..3) > 0
-            && let Err(why) = fleet.recovered().await
+            && let Err(trouble) = fleet.recovered().await
         {
-            found.violations.push(format!("after a fault: {why}"));
+            found.trouble("after a fault", trouble);
             return Ok(found);
         }
     }
-    fleet.mend()?;
+    fleet.mend().await?;
     Ok(found)
 }
 
-async fn strike(kind: &str, fleet: &mut Fleet, random: &mut StdRng, found: &mut Found) -> Result<String> {
+/// Does it; says what was done, or `None` when it could not be done now.
+async fn strike(kind: &str, fleet: &mut Fleet, random: &mut StdRng, found: &mut Found) -> Result<Option<String>> {
     match kind {
-        "kill" => process::kill(fleet, random).await,
-        "pause" => process::pause(fleet, random).await,
-        "storm" => process::storm(fleet, random).await,
-        "disk-full" => process::fill_disk(fleet, random),
+        "kill" => process::kill(fleet, random).await.map(Some),
+        "pause" => process::pause(fleet, random).await.map(Some),
+        "storm" => process::storm(fleet, random).await.map(Some),
+        "disk-full" => process::fill_disk(fleet, random).map(Some),
         "slots" => slots::shift(fleet, random).await,
         "flip" => corruption::damage(fleet, random, corruption::Damage::Flip, found).await,
         "cut-file" => corruption::damage(fleet, random, corruption::Damage::Cut, found).await,
-        _ => network::strike(kind, fleet, random).await,
+        "clock-jump" => time::jump(fleet, random).await,
+        "clock-rate" => time::rate(fleet, random).await,
+        "transfers" => Ok(members::transfers(fleet, random).await),
+        "drain" => Ok(members::drain(fleet, random).await),
+        "renew" => Ok(members::renew(fleet, random).await),
+        _ => network::strike(kind, fleet, random).await.map(Some),
     }
 }
 
