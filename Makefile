@@ -66,7 +66,10 @@ jepsen-selftest: build ## The harness must be able to fail: each seeded bug, wha
 	cargo build -j$(JOBS) --locked --workspace --bins --features cairn-node/seeded-bugs
 	mv $(BIN)/cairnd $(BIN)/cairnd-seeded-bugs
 	cargo build -j$(JOBS) --locked --workspace --bins
-	$(BIN)/cairn-jepsen --cairnd $(BIN)/cairnd-seeded-bugs --self-test --nodes 3 $(ARGS)
+	simulation=$$(cargo nextest list --build-jobs $(JOBS) --locked --workspace --list-type binaries-only \
+	    --message-format json | $(PYTHON) -c 'import json, sys; \
+	    print(json.load(sys.stdin)["rust-binaries"]["cairn-consensus"]["binary-path"])'); \
+	$(BIN)/cairn-jepsen --cairnd $(BIN)/cairnd-seeded-bugs --self-test --nodes 3 --simulation "$$simulation" $(ARGS)
 
 .PHONY: sim
 sim: tools ## Simulated clusters under faults: SEEDS=2000 of them, or one again with its last events: SEED=7

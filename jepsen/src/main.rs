@@ -41,6 +41,9 @@ struct Args {
     /// Tries each seeded bug; `--cairnd` must be built with the feature `seeded-bugs`.
     #[arg(long)]
     self_test: bool,
+    /// The test binary of cairn-consensus, for the bugs that its simulation must catch.
+    #[arg(long, requires = "self_test")]
+    simulation: Option<PathBuf>,
     /// Bugs to try [default: all]
     #[arg(long, value_delimiter = ',', requires = "self_test")]
     bug: Vec<String>,
@@ -85,7 +88,10 @@ async fn run(args: Args) -> cairn_jepsen::Result<bool> {
         workloads: or_all(args.workload, &workloads::ALL),
     };
     if args.self_test {
-        return tokio::task::spawn_blocking(move || selftest::run(&plan, &args.bug, &folder)).await?;
+        return tokio::task::spawn_blocking(move || {
+            selftest::run(&plan, &args.bug, args.simulation.as_deref(), &folder)
+        })
+        .await?;
     }
     let verdict = mixed::run(&plan, &folder).await?;
     print!("{}", verdict.print());

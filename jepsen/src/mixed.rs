@@ -5,7 +5,7 @@ use crate::history::{Fault, History, Outcome, Stamp};
 use crate::nemesis;
 use crate::site::Site;
 use crate::workloads::{self, Workload};
-use crate::{Result, clock, net, timeline};
+use crate::{Result, clock, net, operator, timeline};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::Serialize;
@@ -94,6 +94,13 @@ impl Verdict {
         for left_out in &self.left_out {
             out.push_str(&format!("left out: {left_out}\n"));
         }
+        let broken = self.promises.iter().filter(|promise| !promise.violations.is_empty()).count();
+        let faults: usize = self.faults.values().sum();
+        out.push_str(&match (broken, self.too_little.is_empty()) {
+            (0, true) => format!("verdict: every promise held under {faults} faults\n"),
+            (0, false) => "verdict: none, because too little happened\n".to_owned(),
+            (broken, _) => format!("verdict: {broken} of {} promises BROKEN\n", self.promises.len()),
+        });
         for promise in &self.promises {
             for violation in promise.violations.iter().take(PRINTED) {
                 out.push_str(&format!("VIOLATION of {}: {violation}\n", promise.name));
@@ -207,5 +214,7 @@ fn too_little(plan: &Plan, workloads: &[Arc<dyn Workload>], promises: &[Promise]
     if !plan.nemeses.is_empty() && faults.len() < least.max(1) {
         why.push(format!("{} faults struck; at least {} are needed", faults.len(), least.max(1)));
     }
+    let busy = operator::overload().filter(|_| !why.is_empty());
+    why.extend(busy.map(|busy| format!("the machine was too busy: {busy}")));
     why
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// How long nodes may take to be whole again once nothing hinders them.
 pub const RECOVERY: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// More runnable processes a core than this, over a minute, and a node's delay says nothing about it.
+/// More runnable threads a core than this, over a minute, and a node's delay says nothing about it.
 const LOAD_MAX: f64 = 5.0;
 
 /// Who needs help, and what was done.
@@ -192,7 +192,7 @@ pub fn overload() -> Option<String> {
     let load: f64 = std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()?;
     let cores = std::thread::available_parallelism().ok()?.get();
     let too_much = load > LOAD_MAX * cores as f64;
-    too_much.then(|| format!("{load:.0} processes wanted {cores} cores in the last minute: run it again alone"))
+    too_much.then(|| format!("{load:.0} threads wanted {cores} cores in the last minute; run it again alone"))
 }
 
 #[cfg(test)]

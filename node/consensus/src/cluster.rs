@@ -155,7 +155,11 @@ impl Cluster {
         tasks.spawn(membership::run(node.clone()));
         tasks.spawn(balance::run(node.clone()));
         tasks.spawn(audit::run(node.clone()));
-        tasks.spawn(standing::watch(node.clone()));
+        let join = match &start {
+            Start::Join { address } => Some(address.clone()),
+            Start::Bootstrap { .. } => None,
+        };
+        tasks.spawn(standing::watch(node.clone(), join));
         tasks.spawn(purge_pinned(node.clone(), wal.clone()));
         tasks.spawn(founding::keep_address(node.clone()));
         Ok(Arc::new(Self { node, wal, snapshots, tasks: Mutex::new(tasks) }))

@@ -27,6 +27,8 @@
 
 mod audit;
 mod balance;
+#[cfg(any(test, feature = "seeded-bugs"))]
+mod bugs;
 mod cluster;
 mod codec;
 mod door;

@@ -4,10 +4,10 @@
 //! a vote and an entry never change places. The committed pointer is saved (ADR-0002) and rides along with the next
 //! record: losing the newest ones only means fewer entries applied before the leader is heard again.
 
+#[cfg(any(test, feature = "seeded-bugs"))]
+use crate::bugs::{Bug, awake};
 use crate::codec;
 use crate::machine;
-#[cfg(test)]
-use crate::sim::bugs::{Bug, seeded};
 use crate::types::*;
 use crate::wal::Wal;
 use bytes::Bytes;
@@ -122,8 +122,8 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        #[cfg(test)]
-        if seeded(Bug::ForgetVote) {
+        #[cfg(any(test, feature = "seeded-bugs"))]
+        if awake(Bug::ForgetVote) {
             return Ok(None);
         }
         let vote = self.wal.group(self.group).vote;
@@ -153,10 +153,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let bytes = codec::encode_vote(vote);
-        #[cfg(feature = "seeded-bugs")]
-        if cairn_storage::seeded::awake("forget-vote") {
-            return Ok(());
-        }
         self.durably(|done| self.wal.save_vote(self.group, bytes.to_vec(), done)).await
     }
 
@@ -181,8 +177,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             self.seen.first.fetch_min(*first, Ordering::Relaxed);
             self.seen.last.store(*last, Ordering::Relaxed);
         }
-        #[cfg(test)]
-        if seeded(Bug::AckBeforeSync) {
+        #[cfg(any(test, feature = "seeded-bugs"))]
+        if awake(Bug::AckBeforeSync) {
             callback.io_completed(Ok(()));
             self.wal.append(self.group, entries, Box::new(|_| ()));
             return Ok(());

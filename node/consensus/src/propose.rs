@@ -91,8 +91,8 @@ pub(crate) async fn propose(
 
 /// Whether what may have been accepted is sent again.
 fn may_repeat(idempotent: bool) -> bool {
-    #[cfg(test)]
-    if crate::sim::bugs::seeded(crate::sim::bugs::Bug::RetryUnknown) {
+    #[cfg(any(test, feature = "seeded-bugs"))]
+    if crate::bugs::awake(crate::bugs::Bug::RetryUnknown) {
         return true;
     }
     idempotent

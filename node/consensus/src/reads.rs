@@ -7,15 +7,15 @@
 //! Bounded reads need no clock of another node: a round that began at local time t proves that what is applied here,
 //! once it reaches the round's index, is at least as new as t.
 
+#[cfg(any(test, feature = "seeded-bugs"))]
+use crate::bugs::{Bug, awake};
 use crate::error::{Error, Result};
 use crate::node::{Group, Node};
 use crate::propose::definite_refusal;
-#[cfg(test)]
-use crate::sim::bugs::{Bug, seeded};
 use crate::types::*;
 use cairn_proto::peer::v1::{ReadIndexRequest, read_index_reply};
 use openraft::ReadPolicy;
-#[cfg(test)]
+#[cfg(any(test, feature = "seeded-bugs"))]
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{LinearizableReadError, RaftError};
 use parking_lot::Mutex;
@@ -92,8 +92,8 @@ pub(crate) async fn bounded(
     max_staleness: Duration,
     deadline: Instant,
 ) -> Result<()> {
-    #[cfg(feature = "seeded-bugs")]
-    if cairn_storage::seeded::awake("stale-bounded") {
+    #[cfg(any(test, feature = "seeded-bugs"))]
+    if awake(Bug::StaleBounded) {
         return Ok(());
     }
     if !group.reads.fresh_within(max_staleness) {
@@ -182,14 +182,8 @@ async fn ask(node: &Node, group: &Group, attempt: usize) -> Result<u64, String> 
 
 /// The read index of a leading node, or who leads instead.
 pub(crate) async fn read_index_here(group: &Group) -> Result<Result<u64, Option<NodeId>>, String> {
-    #[cfg(feature = "seeded-bugs")]
-    if cairn_storage::seeded::awake("stale-read") {
-        return Ok(Ok(*group.applied.borrow()));
-    }
-    #[cfg(test)]
-    if seeded(Bug::ReadWithoutQuorum)
-        && group.raft.server_metrics().borrow_watched().state == openraft::ServerState::Leader
-    {
+    #[cfg(any(test, feature = "seeded-bugs"))]
+    if awake(Bug::StaleRead) && group.raft.server_metrics().borrow_watched().state == openraft::ServerState::Leader {
         return Ok(Ok(*group.applied.borrow()));
     }
     match group.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {

@@ -70,6 +70,7 @@ pub(crate) fn files(files: Arc<dyn Files>) -> Arc<dyn Files> {
 }
 
 /// The real disk, but what was not synced is only in this process.
+#[derive(Debug)]
 struct ForgetfulFiles;
 
 struct Forgetful {

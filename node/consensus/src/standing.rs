@@ -1,7 +1,8 @@
 //! A node that was taken out of the cluster finds out, says so, and stops.
 //!
 //! It is in no group any more, so no leader tells it; it asks the nodes it knows: all of them when it starts, then one
-//! after the other. One answer is enough: that a node was removed is a committed entry of meta, and never undone.
+//! after the other; and the one at `--join` when it knows none, because it was removed before any leader had told it
+//! anything. One answer is enough: that a node was removed is a committed entry of meta, and never undone.
 
 use crate::node::Node;
 use crate::view;
@@ -10,18 +11,13 @@ use std::time::Duration;
 
 const INTERVAL: Duration = Duration::from_secs(2);
 
-pub(crate) async fn watch(node: Arc<Node>) {
+pub(crate) async fn watch(node: Arc<Node>, join: Option<String>) {
     for round in 0.. {
-        let mut others = node.others(round);
-        if round > 0 {
-            others.truncate(1);
-        }
-        let asked = others.into_iter().map(|id| view::ask_groups(&node, id));
-        let answers = tokio::select! {
+        let told = tokio::select! {
             () = node.stop.cancelled() => return,
-            answers = futures::future::join_all(asked) => answers,
+            told = is_removed(&node, round, join.as_deref()) => told,
         };
-        if answers.into_iter().flatten().any(|answer| answer.removed) {
+        if told {
             node.fail(removed(&node));
             return;
         }
@@ -30,6 +26,18 @@ pub(crate) async fn watch(node: Arc<Node>) {
             () = tokio::time::sleep(INTERVAL) => {}
         }
     }
+}
+
+async fn is_removed(node: &Node, round: usize, join: Option<&str>) -> bool {
+    let mut others = node.others(round);
+    if round > 0 {
+        others.truncate(1);
+    }
+    if let (true, Some(address)) = (others.is_empty(), join) {
+        return view::ask_groups_at(node, address).await.is_ok_and(|answer| answer.removed);
+    }
+    let asked = others.into_iter().map(|id| view::ask_groups(node, id));
+    futures::future::join_all(asked).await.into_iter().flatten().any(|answer| answer.removed)
 }
 
 fn removed(node: &Node) -> String {

@@ -54,6 +54,11 @@ impl StateMachine {
         for (entry, _) in &batch {
             position.last_log_id = Some(entry.log_id);
             if let Payload::Membership(membership) = &entry.payload {
+                #[cfg(any(test, feature = "seeded-bugs"))]
+                if crate::bugs::awake(crate::bugs::Bug::StaleMembership) && position.last_membership.log_id().is_some()
+                {
+                    continue;
+                }
                 position.last_membership = StoredMembership::new(Some(entry.log_id), membership.clone());
             }
         }

@@ -4,10 +4,12 @@
 //! newest one does. A view is a moment that may be over: every step taken from it is checked again where it is taken.
 
 use crate::error::{Error, Result};
+use crate::link;
 use crate::node::Node;
 use crate::options::{Follower, GroupStatus};
 use crate::types::*;
-use cairn_proto::peer::v1::{self as peer, GroupReport, GroupsReply, GroupsRequest};
+use cairn_proto::PEER_PROTOCOL;
+use cairn_proto::peer::v1::{self as peer, Envelope, GroupReport, GroupsReply, GroupsRequest};
 use cairn_proto::record::v1::{self as record, NodeState};
 use cairn_storage::digest::Digest;
 use std::collections::{BTreeMap, BTreeSet};
@@ -166,6 +168,22 @@ pub(crate) async fn ask_groups(node: &Node, id: NodeId) -> Result<GroupsReply> {
         }
     };
     let away = |_| Error::Unavailable(format!("node {id} does not answer within {ANSWER_TIMEOUT:?}"));
+    tokio::time::timeout(ANSWER_TIMEOUT, asked).await.map_err(away)?
+}
+
+/// The same question to whoever is at `address`. Only a node that was removed gets an answer to it.
+///
+/// # Errors
+/// As [`ask_groups`].
+pub(crate) async fn ask_groups_at(node: &Node, address: &str) -> Result<GroupsReply> {
+    let asked = async {
+        let mut client = link::connect(address).await?;
+        let cluster_id = node.identity.cluster_id.clone();
+        let envelope = Envelope { cluster_id, from: node.me(), to: 0, protocol: PEER_PROTOCOL };
+        let reply = client.groups(GroupsRequest { envelope: Some(envelope) }).await;
+        reply.map(tonic::Response::into_inner).map_err(|status| Error::of_status(&status))
+    };
+    let away = |_| Error::Unavailable(format!("the node at {address} does not answer within {ANSWER_TIMEOUT:?}"));
     tokio::time::timeout(ANSWER_TIMEOUT, asked).await.map_err(away)?
 }
 

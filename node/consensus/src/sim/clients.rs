@@ -2,6 +2,7 @@
 
 use super::history::{self, Event, Level};
 use super::host::{Machine, Process};
+use super::operator;
 use crate::types::GroupId;
 use bytes::Bytes;
 use cairn_proto::ErrorKind;
@@ -19,8 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// Runs the clients of one machine until the power goes.
 pub async fn run(machine: Arc<Machine>, process: Process) {
     let clients = (0..CLIENTS).map(|_| client(&machine, &process));
-    futures::future::join_all(clients).await;
-    std::future::pending().await
+    futures::future::join(futures::future::join_all(clients), operator::run(&machine, &process)).await;
 }
 
 async fn client(machine: &Machine, process: &Process) {

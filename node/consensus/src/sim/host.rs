@@ -3,6 +3,7 @@
 use super::clients;
 use super::disk;
 use super::history::{self, Event};
+use super::operator::Order;
 use crate::identity::Identity;
 use crate::options::{Host, NoBlobs, Options, SnapshotOptions, Start, Timers};
 use crate::testing::MemoryReplica;
@@ -15,7 +16,7 @@ use cairn_proto::record::v1 as record;
 use cairn_storage::Fatal;
 use cairn_storage::replica::{Applied, Entry, Replica};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -51,6 +52,9 @@ pub struct Machine {
     pub failed_start: Mutex<Option<crate::Error>>,
     /// Writes acknowledged to clients of this machine.
     pub acknowledged: AtomicU64,
+    pub orders: Mutex<VecDeque<Order>>,
+    /// Its first node was removed: it joins, whichever machine it is.
+    renewed: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -72,6 +76,8 @@ impl Machine {
             process: Mutex::default(),
             failed_start: Mutex::default(),
             acknowledged: AtomicU64::new(0),
+            orders: Mutex::default(),
+            renewed: AtomicBool::new(false),
         }
     }
 
@@ -89,6 +95,16 @@ impl Machine {
             process.cluster.node().peers.close();
         }
         *self.failed_start.lock() = None;
+    }
+
+    /// New disks: whatever starts here is a new node. The process must be gone.
+    pub fn renew(&self) {
+        self.disk.wipe();
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{}: {error}", self.dir.display()),
+            _ => {}
+        }
+        self.renewed.store(true, Ordering::Relaxed);
     }
 
     /// Runs the process until the power goes.
@@ -114,7 +130,9 @@ impl Machine {
         loop {
             through = if through <= 1 { self.world.machines } else { through - 1 };
             let how = match self.number {
-                1 => Start::Bootstrap { shards: SHARDS, replication_factor: 0 },
+                1 if !self.renewed.load(Ordering::Relaxed) => {
+                    Start::Bootstrap { shards: SHARDS, replication_factor: 0 }
+                }
                 _ => Start::Join { address: address(through) },
             };
             let host = Arc::new(Replicas::new(self.world.clone()));
@@ -132,12 +150,16 @@ impl Machine {
             };
             match Cluster::start(options, how, host.clone(), Arc::new(NoBlobs)).await {
                 Ok(cluster) => return Ok(Process { cluster, host }),
-                // Nobody took it in: it asks somebody else.
-                Err(error) if error.kind() == ErrorKind::Unavailable && !self.dir.join("identity").exists() => {}
+                // Nobody took it in, or a node that is out itself: it asks somebody else.
+                Err(error) if may_ask_another(&error) && !self.dir.join("identity").exists() => {}
                 Err(error) => return Err(error),
             }
         }
     }
+}
+
+fn may_ask_another(error: &crate::Error) -> bool {
+    error.kind() == ErrorKind::Unavailable || error.to_string().contains("was removed from this cluster")
 }
 
 pub fn name(number: usize) -> String {

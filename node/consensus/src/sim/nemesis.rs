@@ -1,16 +1,23 @@
 //! What goes wrong, when and to whom: drawn from the seed, undone after a while, all of it at the end.
 
 use super::history::note;
-use super::host::{Machine, name};
+use super::host::{Machine, SHARDS, name};
+use super::operator::Order;
+use crate::options::Host;
+use crate::types::NodeId;
+use cairn_proto::record::v1::NodeState;
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use turmoil::Sim;
 
 const LATENCY_MAX: Duration = Duration::from_millis(8);
+/// Orders get lost with the machine they were given to: they are repeated until they are carried out.
+const REPEAT: Duration = Duration::from_millis(700);
 
 /// A link between two machines, and what is wrong with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +40,16 @@ pub struct Nemesis {
     down: Vec<Option<Duration>>,
     /// Machines whose disk is going to fail.
     doomed: Vec<bool>,
+    /// The machine whose node is being removed, and the node.
+    leaving: Option<(usize, NodeId)>,
+    drained: BTreeMap<usize, NodeId>,
+    next_orders: Duration,
     pub crashes: u64,
     pub disk_crashes: u64,
     pub network_faults: u64,
+    pub orders: u64,
+    /// Nodes that were removed and came back as new ones.
+    pub renewals: u64,
 }
 
 impl Nemesis {
@@ -48,9 +62,14 @@ impl Nemesis {
             network_heals: None,
             down: vec![None; machines.len()],
             doomed: vec![false; machines.len()],
+            leaving: None,
+            drained: BTreeMap::new(),
+            next_orders: Duration::ZERO,
             crashes: 0,
             disk_crashes: 0,
             network_faults: 0,
+            orders: 0,
+            renewals: 0,
         }
     }
 
@@ -71,7 +90,44 @@ impl Nemesis {
             self.next = now + self.millis(100..1500);
             self.strike(sim, now);
         }
+        if self.next_orders <= now {
+            self.next_orders = now + REPEAT;
+            self.repeat_orders(faulty);
+        }
         Ok(())
+    }
+
+    /// Nobody is leaving or drained any more.
+    pub fn is_settled(&self) -> bool {
+        self.leaving.is_none() && self.drained.is_empty()
+    }
+
+    fn repeat_orders(&mut self, faulty: bool) {
+        if let Some((_, node)) = self.leaving {
+            self.order(Order::Become { node, state: NodeState::Removing });
+        }
+        if faulty {
+            return;
+        }
+        let known = self.machines.iter().filter_map(|machine| machine.process()).map(|process| process.host.nodes());
+        let known: Vec<_> = known.flatten().collect();
+        let seen = |node: NodeId, state| known.iter().any(|it| it.id == node && it.state() == state);
+        self.drained.retain(|_, node| !seen(*node, NodeState::Active) || seen(*node, NodeState::Draining));
+        for node in self.drained.values().copied().collect::<Vec<_>>() {
+            self.order(Order::Become { node, state: NodeState::Active });
+        }
+    }
+
+    /// Gives an order to a machine that runs, whichever it is.
+    fn order(&mut self, order: Order) {
+        let running: Vec<usize> = (0..self.machines.len()).filter(|at| self.node_of(*at).is_some()).collect();
+        if let Some(at) = running.choose(&mut self.chance) {
+            self.machines[*at].order(order);
+        }
+    }
+
+    fn node_of(&self, at: usize) -> Option<NodeId> {
+        self.machines[at].process().map(|process| process.cluster.node_id())
     }
 
     /// Ends all faults; machines that are down come back at once.
@@ -96,6 +152,11 @@ impl Nemesis {
             let stopped =
                 stopped.or_else(|| machine.process().and_then(|process| process.cluster.failure().borrow().clone()));
             let Some(reason) = stopped else { continue };
+            let is_leaving = self.leaving.is_some_and(|(leaving, _)| leaving == at);
+            if is_leaving && reason.contains("was removed from th") {
+                self.renew(sim, at, now);
+                continue;
+            }
             if !self.doomed[at] {
                 return Err(format!("{} stopped, and its disk is fine: {reason}", machine.name()));
             }
@@ -119,12 +180,41 @@ impl Nemesis {
         self.down[at] = Some(now + away);
     }
 
+    /// A node that was removed is gone for good; its machine gets new disks and joins.
+    fn renew(&mut self, sim: &mut Sim<'_>, at: usize, now: Duration) {
+        let machine = self.machines[at].clone();
+        machine.forget_process();
+        sim.crash(machine.name());
+        machine.renew();
+        (self.leaving, self.doomed[at]) = (None, false);
+        self.renewals += 1;
+        let away = self.millis(20..1500);
+        note(format!("{} is out, and gets new disks in {away:?}", machine.name()));
+        self.down[at] = Some(now + away);
+    }
+
     fn strike(&mut self, sim: &mut Sim<'_>, now: Duration) {
         let up: Vec<usize> = (0..self.machines.len())
             .filter(|at| self.down[*at].is_none() && self.machines[*at].switched_on.load(Ordering::Relaxed))
             .collect();
         let Some(victim) = up.choose(&mut self.chance).copied() else { return };
-        match self.chance.random_range(0..10) {
+        match self.chance.random_range(0..13) {
+            10 => {
+                for _ in 0..self.chance.random_range(2..9) {
+                    let to = up.choose(&mut self.chance).and_then(|at| self.node_of(*at));
+                    let group = self.chance.random_range(0..=SHARDS);
+                    if let Some(to) = to {
+                        self.order(Order::Transfer { group, to });
+                        self.orders += 1;
+                    }
+                }
+            }
+            11 => self.drain(victim),
+            12 if self.chance.random_ratio(1, 3) => {
+                self.order(Order::Rebalance);
+                self.orders += 1;
+            }
+            12 => self.remove(victim),
             0..2 => self.crash(sim, victim, now),
             2..5 => {
                 let changes = self.chance.random_range(0..12);
@@ -160,6 +250,34 @@ impl Nemesis {
                 self.network_fault(now);
             }
         }
+    }
+
+    /// A node leads nothing from now on; the next time, it may again.
+    fn drain(&mut self, at: usize) {
+        let Some(node) = self.node_of(at).filter(|node| self.leaving.is_none_or(|(_, leaving)| leaving != *node))
+        else {
+            return;
+        };
+        let state = match self.drained.remove(&at) {
+            Some(drained) if drained == node => NodeState::Active,
+            _ => {
+                self.drained.insert(at, node);
+                NodeState::Draining
+            }
+        };
+        note(format!("{} shall be {state:?}", name(at + 1)));
+        self.orders += 1;
+        self.order(Order::Become { node, state });
+    }
+
+    /// A node leaves for good; one at a time.
+    fn remove(&mut self, at: usize) {
+        let Some(node) = self.node_of(at).filter(|_| self.leaving.is_none()) else { return };
+        note(format!("{}, node {node}, shall leave", name(at + 1)));
+        self.drained.remove(&at);
+        self.leaving = Some((at, node));
+        self.orders += 1;
+        self.order(Order::Become { node, state: NodeState::Removing });
     }
 
     /// Cuts `side` off from everybody else.

@@ -37,6 +37,10 @@ impl Observer {
             (metrics.state, metrics.vote, membership.get_joint_config().clone())
         };
         let leads = state == ServerState::Leader && self.leads.get(&(node, group.id)) != Some(&vote);
+        // Whose log has failed in this very step stops in the next one; what it holds cannot be told any more.
+        if process.cluster.wal().failed().is_some() {
+            return;
+        }
         if with_logs || leads {
             self.read_log(node, group.id, process.cluster.wal(), history);
         }

@@ -1,7 +1,6 @@
 //! One run: machines are switched on, clients work while things break, everything is healed, and then it must all be
 //! there: a leader for every group, new writes, and equal replicas with everything that was acknowledged.
 
-use super::bugs::{self, Bug};
 use super::clients::GROUP;
 use super::history::{History, note};
 use super::host::{Machine, SHARDS, World, name};
@@ -9,6 +8,7 @@ use super::nemesis::Nemesis;
 use super::observer::Observer;
 use super::wire::Wire;
 use super::{chance, invariants};
+use crate::bugs::{self, Bug};
 use crate::options::{SnapshotOptions, Timers};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -55,6 +55,8 @@ pub struct Report {
     pub crashes: u64,
     pub disk_crashes: u64,
     pub network_faults: u64,
+    pub orders: u64,
+    pub renewals: u64,
     pub simulated: Duration,
     pub installs: u64,
     pub recovered_in: Duration,
@@ -74,6 +76,8 @@ impl Report {
         self.crashes += other.crashes;
         self.disk_crashes += other.disk_crashes;
         self.network_faults += other.network_faults;
+        self.orders += other.orders;
+        self.renewals += other.renewals;
         self.simulated += other.simulated;
         self.recovered_in = self.recovered_in.max(other.recovered_in);
     }
@@ -242,6 +246,8 @@ impl Run {
             crashes: self.nemesis.crashes,
             disk_crashes: self.nemesis.disk_crashes,
             network_faults: self.nemesis.network_faults,
+            orders: self.nemesis.orders,
+            renewals: self.nemesis.renewals,
             simulated: self.sim.elapsed(),
             ..Report::default()
         };
@@ -262,6 +268,7 @@ impl Run {
         let before: Vec<u64> = self.machines.iter().map(|m| m.acknowledged.load(Ordering::Relaxed)).collect();
         self.until("every group has a leader and every node takes writes", RECOVERY_MAX, |run| {
             run.switches.is_empty()
+                && run.nemesis.is_settled()
                 && run.machines.iter().zip(&before).all(|(machine, before)| {
                     let leads = machine
                         .process()

@@ -93,6 +93,12 @@ impl MemFiles {
         disk.restart();
     }
 
+    /// An empty disk in its place.
+    pub fn wipe(&self) {
+        let mut disk = self.disk.lock();
+        *disk = Disk { life: disk.life + 1, ..Disk::default() };
+    }
+
     /// The process ends and starts again; what it wrote can still be read, synced or not.
     pub fn restart(&self) {
         self.disk.lock().restart();
