@@ -1,12 +1,13 @@
-//! The short form of `make jepsen`: every promise, on three nodes. Damaged files are left to the long form, because a
-//! replica is made new after each, which takes a busy machine longer than a test may.
+//! The short form of `make jepsen`: every promise, on three nodes. What needs root or a library of its own is left to the
+//! long form.
 
 use cairn_jepsen::mixed::{Plan, run};
 use cairn_jepsen::net::Kind;
 use cairn_jepsen::{Result, workloads};
 use std::time::Duration;
 
-const FAULTS: [&str; 6] = ["kill", "pause", "leader-alone", "majority", "one-way", "slow"];
+const FAULTS: [&str; 10] =
+    ["kill", "pause", "leader-alone", "majority", "one-way", "slow", "flip", "cut-file", "transfers", "renew"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_promise_holds_under_mixed_faults() -> Result<()> {

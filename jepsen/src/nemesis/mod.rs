@@ -137,7 +137,7 @@ async fn strike(kind: &str, fleet: &mut Fleet, random: &mut StdRng, found: &mut 
         "transfers" => Ok(members::transfers(fleet, random).await),
         "drain" => Ok(members::drain(fleet, random).await),
         "renew" => Ok(members::renew(fleet, random).await),
-        _ => network::strike(kind, fleet, random).await.map(Some),
+        _ => network::strike(kind, fleet, random).await,
     }
 }
 

@@ -8,8 +8,12 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-/// Shapes the network until mended; says how.
-pub async fn strike(kind: &str, fleet: &Fleet, random: &mut StdRng) -> Result<String> {
+/// Shapes the network until mended; says how, or `None` where so few nodes cannot be cut like that.
+pub async fn strike(kind: &str, fleet: &Fleet, random: &mut StdRng) -> Result<Option<String>> {
+    // Of three nodes, each has only neighbours.
+    if kind == "ring" && fleet.size() < 4 {
+        return Ok(None);
+    }
     let mut all: Vec<usize> = (0..fleet.size()).collect();
     all.shuffle(random);
     let how = match kind {
@@ -67,7 +71,7 @@ pub async fn strike(kind: &str, fleet: &Fleet, random: &mut StdRng) -> Result<St
             some_links(fleet, random, &all, shape)?
         }
     };
-    Ok(how)
+    Ok(Some(how))
 }
 
 fn without(all: &[usize], one: usize) -> Vec<usize> {
