@@ -62,6 +62,9 @@ pub struct Promise {
 
 /// Fewer faults a minute than this prove nothing.
 const FAULTS_PER_MINUTE: f64 = 3.0;
+/// A final check may take this long; this long where nodes are down for good.
+const CHECK_PATIENCE: Duration = Duration::from_secs(300);
+const BROKEN_CHECK_PATIENCE: Duration = Duration::from_secs(10);
 /// Violations printed of one promise.
 const PRINTED: usize = 5;
 
@@ -120,7 +123,7 @@ impl Verdict {
 pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
     let started = Instant::now();
     let own_clocks = plan.nemeses.iter().any(|kind| nemesis::CLOCKS.contains(&kind.as_str()));
-    // Small snapshots, so that a short run meets many of them.
+    // Small snapshots, so that a short run meets many of them; and replicas that compare themselves all the time.
     let mut fleet = Fleet::start(
         &plan.cairnd,
         folder,
@@ -128,7 +131,7 @@ pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
         plan.network,
         plan.small_disks,
         own_clocks,
-        &["--snapshot-entries", "40", "--cache-mib", "64"],
+        &["--snapshot-entries", "40", "--cache-mib", "64", "--audit-interval-s", "5"],
     )
     .await?;
     let history = Arc::new(History::new(folder)?);
@@ -154,16 +157,14 @@ pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
     let raged = nemesis::rage(&mut fleet, &nemeses, &mut random, &history, until).await;
     fleet.mend().await?;
     let mut recovery = raged?;
-    if let Err(trouble) = fleet.recovered().await {
-        recovery.trouble("in the end", trouble);
-    }
+    let whole = fleet.recovered().await.map_err(|trouble| recovery.trouble("in the end", trouble)).is_ok();
     site.stop();
     while let Some(done) = clients.join_next().await {
         done?;
     }
 
     let (stamps, faults) = history.so_far();
-    let judged = workloads.iter().map(|workload| judge(workload, &site, &stamps));
+    let judged = workloads.iter().map(|workload| judge(workload, &site, &stamps, whole));
     let mut promises = futures::future::join_all(judged).await;
     let whole = Promise { name: "recovery", ok: faults.len(), failed: 0, unknown: 0, violations: recovery.violations };
     promises.push(whole);
@@ -188,13 +189,17 @@ pub async fn run(plan: &Plan, folder: &Path) -> Result<Verdict> {
     Ok(verdict)
 }
 
-async fn judge(workload: &Arc<dyn Workload>, site: &Site, stamps: &[Stamp]) -> Promise {
+/// `whole`: every node serves, so that a check which cannot read is a violation too. Else that is said already, and a
+/// check has this long to find more.
+async fn judge(workload: &Arc<dyn Workload>, site: &Site, stamps: &[Stamp], whole: bool) -> Promise {
     let name = workload.name();
     let count = |outcome| stamps.iter().filter(|stamp| stamp.workload == name && stamp.outcome == outcome).count();
-    // All nodes are whole by now, so that a check that cannot read is a violation too: something stays unreadable.
-    let violations = match Arc::clone(workload).check(site.clone()).await {
-        Ok(violations) => violations,
-        Err(error) => vec![format!("the state in the end cannot be read: {error}")],
+    let patience = if whole { CHECK_PATIENCE } else { BROKEN_CHECK_PATIENCE };
+    let violations = match tokio::time::timeout(patience, Arc::clone(workload).check(site.clone())).await {
+        Ok(Ok(violations)) => violations,
+        Ok(Err(error)) if whole => vec![format!("the state in the end cannot be read: {error}")],
+        Err(_) if whole => vec![format!("the state in the end cannot be read within {patience:?}")],
+        Ok(Err(_)) | Err(_) => Vec::new(),
     };
     let (ok, failed, unknown) = (count(Outcome::Ok), count(Outcome::Failed), count(Outcome::Unknown));
     Promise { name, ok, failed, unknown, violations }

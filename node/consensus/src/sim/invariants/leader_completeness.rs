@@ -28,6 +28,11 @@ impl Invariant for LeaderCompleteness {
                 log.split_off(first);
                 log.extend((*first..).zip(entries.iter().map(|(leader, _)| *leader)));
             }
+            // A snapshot takes the place of what stood before it, whoever had written that.
+            Event::Installed { node, group, index } => {
+                let log = self.logs.entry((*node, *group)).or_default();
+                *log = log.split_off(&(index + 1));
+            }
             Event::Applied { group, index, leader: Some(leader), .. } => {
                 let last = self.committed.entry((*group, *leader)).or_default();
                 *last = (*last).max(*index);
@@ -68,6 +73,10 @@ mod tests {
         last_of(vec![applied.clone(), leads(vote(1, 3), 6)]).unwrap();
         last_of(vec![applied.clone(), leads(vote(3, 3), 6)]).unwrap_err();
         last_of(vec![applied.clone(), log(leader(2, 1)), leads(vote(3, 3), 7)]).unwrap();
-        last_of(vec![applied, log(leader(1, 2)), leads(vote(3, 3), 7)]).unwrap_err();
+        let other = log(leader(1, 2));
+        last_of(vec![applied.clone(), other.clone(), leads(vote(3, 3), 7)]).unwrap_err();
+        let installed = |index| Event::Installed { node: 3, group: 1, index };
+        last_of(vec![applied.clone(), other.clone(), installed(7), leads(vote(3, 3), 8)]).unwrap();
+        last_of(vec![applied, other, installed(6), leads(vote(3, 3), 8)]).unwrap_err();
     }
 }

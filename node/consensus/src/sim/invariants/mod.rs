@@ -6,6 +6,7 @@ mod leader_completeness;
 mod linearizability;
 mod log_matching;
 mod monotonic_applied;
+mod removed_stays_out;
 mod state_machine_safety;
 mod vote_durability;
 
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<linearizability::Linearizability>::default(),
         Box::<at_most_once::AtMostOnce>::default(),
         Box::<monotonic_applied::MonotonicApplied>::default(),
+        Box::<removed_stays_out::RemovedStaysOut>::default(),
         Box::<vote_durability::VoteDurability>::default(),
     ]
 }
