@@ -75,13 +75,15 @@ impl Verdict {
 
     /// A table for people.
     pub fn print(&self) -> String {
-        let mut out = format!("{:<12} {:>8} {:>8} {:>8}  verdict\n", "promise", "ok", "failed", "unknown");
+        let mut out =
+            format!("{:<10} {:>8} {:>8} {:>8}  {:<14} which says\n", "promise", "ok", "failed", "unknown", "verdict");
         for Promise { name, ok, failed, unknown, violations } in &self.promises {
             let verdict = match violations.len() {
                 0 => "holds".to_owned(),
                 count => format!("{count} VIOLATIONS"),
             };
-            out.push_str(&format!("{name:<12} {ok:>8} {failed:>8} {unknown:>8}  {verdict}\n"));
+            let says = says(name);
+            out.push_str(&format!("{name:<10} {ok:>8} {failed:>8} {unknown:>8}  {verdict:<14} {says}\n"));
         }
         let faults: Vec<String> = self.faults.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
         out.push_str(&format!(
@@ -113,6 +115,21 @@ impl Verdict {
             out.push_str(&format!("proves nothing: {why}\n"));
         }
         out
+    }
+}
+
+/// The promise in a few words, for who meets the table without its documentation.
+fn says(promise: &str) -> &'static str {
+    match promise {
+        "register" => "an alias is one register, whichever node is asked",
+        "set" => "no acknowledged row is lost, and the newest wins",
+        "batch" => "rows of one batch are seen together or not at all",
+        "once" => "what is sent twice takes effect once",
+        "session" => "a token is honoured on every node",
+        "fresh" => "linearizable and bounded reads are as fresh as they say",
+        "as-of" => "what was known at a moment never changes",
+        "artifact" => "a file is the same everywhere, and stays",
+        _ => "nodes come back whole, and hide no damage (ok: faults)",
     }
 }
 

@@ -66,7 +66,8 @@ pub fn page(verdict: &Verdict, stamps: &[Stamp], faults: &[Fault]) -> String {
     format!(
         "<!doctype html><meta charset='utf-8'><title>Cairn, seed {}</title><style>body{{font:13px sans-serif}}\
          svg text{{font-size:11px}}.ok{{fill:#4a9}}.unknown{{fill:#e8a317}}.failed{{fill:#d33}}.fault{{fill:#639}}</style>\
-         <h1>{}</h1><p>Green: ok, yellow: unknown, red: failed. Purple: faults; point at one to read what it was.</p>\
+         <h1>{}</h1><p>Green: ok, yellow: unknown, red: failed, as a refused compare-and-set is. Purple: faults; point at \
+         one to read what it was.</p>\
          <svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{}'>{svg}</svg><pre>{}</pre>",
         verdict.seed,
         if verdict.holds() { "Every promise held" } else { "Not every promise held" },

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use std::time::{Duration, Instant};
 
 /// A node dates its answers by a clock that it reads once a second.
-const NOTICE: Duration = Duration::from_millis(2_500);
+const NOTICE: Duration = Duration::from_millis(5_000);
 /// Below this a jump cannot be told from a second that ends.
 const JUMP_LEAST_S: i64 = 3;
 const JUMP_MOST_S: f64 = 300.0;
