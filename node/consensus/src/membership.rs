@@ -123,6 +123,11 @@ fn next_step(
     if !status.is_leader {
         return None;
     }
+    let members = |other: &Arc<Group>| {
+        let status = other.status(node.me());
+        status.voters.into_iter().chain(status.learners)
+    };
+    let held = node.groups.values().filter(|other| group.id == 0 && other.id != 0).flat_map(members).collect();
     let metrics = group.raft.metrics();
     let metrics = metrics.borrow_watched();
     let stored = &metrics.membership_config;
@@ -137,6 +142,7 @@ fn next_step(
         heard: status.followers.iter().filter(|it| it.heard).map(|it| it.node).chain([node.me()]).collect(),
         ready: status.ready().collect(),
         seats: seats.clone(),
+        held,
     };
     let removed: BTreeSet<NodeId> = node.host.removed_nodes().into_iter().collect();
     decide(&seen, nodes, &removed, replication_factor(node)).map(|change| (change, *stored.log_id()))

@@ -22,6 +22,9 @@ pub struct Seen<'a> {
     pub ready: BTreeSet<NodeId>,
     /// Groups in which each node votes, as far as is known.
     pub seats: BTreeMap<NodeId, usize>,
+    /// Members of other groups that must stay in this one as long as they are: of meta, from which a node learns that it
+    /// is to leave the others, or whom to take into those it leads.
+    pub held: BTreeSet<NodeId>,
 }
 
 /// The next step from a membership towards `nodes`, if there is one.
@@ -52,7 +55,8 @@ pub fn decide(seen: &Seen<'_>, nodes: &[record::Node], removed: &BTreeSet<NodeId
         let state = nodes.iter().find(|node| node.id == *id).map(record::Node::state);
         removed.contains(id) || matches!(state, Some(NodeState::Removing | NodeState::Removed))
     };
-    let out: BTreeSet<NodeId> = known.keys().copied().filter(|id| !voters.contains(id) && is_leaving(id)).collect();
+    let out: BTreeSet<NodeId> =
+        known.keys().copied().filter(|id| !voters.contains(id) && is_leaving(id) && !seen.held.contains(id)).collect();
     if !out.is_empty() {
         return Some(ChangeMembers::RemoveNodes(out));
     }
@@ -136,6 +140,7 @@ mod tests {
         behind: &'a [NodeId],
         forced: &'a [NodeId],
         seats: &'a [(NodeId, usize)],
+        held: &'a [NodeId],
         moved: Option<NodeId>,
     }
 
@@ -149,6 +154,7 @@ mod tests {
         behind: &[],
         forced: &[],
         seats: &[],
+        held: &[],
         moved: None,
     };
 
@@ -170,7 +176,8 @@ mod tests {
         let heard: BTreeSet<NodeId> = members.iter().copied().filter(|id| !case.away.contains(id)).collect();
         let ready = heard.iter().copied().filter(|id| !case.behind.contains(id)).collect();
         let seats = case.seats.iter().copied().collect();
-        let seen = Seen { group: case.group, me: 1, membership: &membership, heard, ready, seats };
+        let held = case.held.iter().copied().collect();
+        let seen = Seen { group: case.group, me: 1, membership: &membership, heard, ready, seats, held };
         let ids = |ids: &BTreeSet<NodeId>| format!("{:?}", ids.iter().collect::<Vec<_>>());
         match decide(&seen, &nodes, &case.removed.iter().copied().collect(), 3) {
             None => "nothing".into(),
@@ -286,6 +293,18 @@ mod tests {
                 gone from meta: forget [2]
                 not yet known to meta: nothing
                 two leave, the dead one first: voters [1, 2, 4]
+            "#]],
+        );
+    }
+
+    #[test]
+    fn who_leaves_stays_in_meta_until_it_is_out_of_the_others() {
+        let gone = Case { configs: &[&[1, 3, 4]], learners: &[2], nodes: FOUR_WITHOUT_2, ..CASE };
+        check(
+            &[("held", Case { held: &[2], ..gone }), ("let go", gone)],
+            expect![[r#"
+                held: nothing
+                let go: forget [2]
             "#]],
         );
     }
