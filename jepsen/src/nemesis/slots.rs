@@ -11,21 +11,22 @@ use rand::seq::IndexedRandom;
 
 const SLOTS: u32 = 4_096;
 
-/// Begins a move, or gives up the one that is under way. It goes on by itself, whatever breaks meanwhile.
-pub async fn shift(fleet: &Fleet, random: &mut StdRng) -> Result<String> {
+/// Begins a move, or gives up the one that is under way. It goes on by itself, whatever breaks meanwhile. `None`: one shard
+/// has all slots, a move is left to go on, or no node answers.
+pub async fn shift(fleet: &Fleet, random: &mut StdRng) -> Result<Option<String>> {
     for eye in fleet.eyes() {
         let Ok(status) = eye.status().await else { continue };
         let shards = status.groups.iter().filter(|group| group.group > 0).count() as u32;
         if shards < 2 || status.slots.is_empty() {
-            return Ok("nothing: one shard has all slots".into());
+            return Ok(None);
         }
         if let Some(under_way) = &status.slot_move {
             // Mostly it is left alone.
             if random.random_range(0..3) > 0 {
-                return Ok(format!("move {} goes on: {}", under_way.id, under_way.step));
+                return Ok(None);
             }
             let cancelled = eye.cancel_slot_move().await;
-            return Ok(format!("move {} given up: {}", under_way.id, told(cancelled.map(|it| it.step))));
+            return Ok(Some(format!("move {} given up: {}", under_way.id, told(cancelled.map(|it| it.step)))));
         }
         let home = random.random_range(1..=shards);
         let of_home = |slot: &u32| 1 + slot * shards / SLOTS == home;
@@ -35,9 +36,9 @@ pub async fn shift(fleet: &Fleet, random: &mut StdRng) -> Result<String> {
         let others: Vec<u32> = (1..=shards).filter(|shard| *shard != now).collect();
         let Some(&to) = others.choose(random) else { continue };
         let begun = eye.move_slots(first, last, to).await;
-        return Ok(format!("slots {first}-{last} from shard {now} to {to}: {}", told(begun.map(|it| it.step))));
+        return Ok(Some(format!("slots {first}-{last} from shard {now} to {to}: {}", told(begun.map(|it| it.step)))));
     }
-    Ok("nothing: no node answers".into())
+    Ok(None)
 }
 
 fn told(answer: cairn_client::Result<String>) -> String {
