@@ -11,7 +11,8 @@ use prost::Message;
 const COMMAND_VERSION: u32 = 1;
 
 /// Proposes a change and waits until this node has applied it too, so its own reads see it. With a `request_id` a
-/// retry is answered with the first outcome.
+/// retry is answered with the first outcome. Once committed, a change is answered as done, also where this node does not
+/// come to apply it: one that is taken out of the cluster, or stops.
 ///
 /// # Errors
 /// What the state machine refused; `ReadOnly`; `Timeout` when the outcome is unknown.
@@ -27,7 +28,9 @@ pub async fn propose(
     let deadline = node.write_deadline();
     let proposed = node.cluster.propose(0, Bytes::from(command.encode_to_vec()), idempotent, deadline).await?;
     let outcome = record::MetaOutcome::decode(proposed.outcome)?;
-    node.cluster.wait_applied(0, proposed.index, deadline).await?;
+    if let Err(error) = node.cluster.wait_applied(0, proposed.index, deadline).await {
+        tracing::info!(index = proposed.index, %error, "a change is committed, and this node does not see it yet");
+    }
     match outcome.outcome {
         Some(record::meta_outcome::Outcome::Refused(refusal)) => Err(Error::refused(&refusal)),
         Some(done) => Ok((done, outcome.index)),

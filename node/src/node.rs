@@ -138,7 +138,8 @@ impl Node {
         addresses
     }
 
-    /// Waits until the groups are as fresh as `read` asks; says how far each is.
+    /// Waits until the groups are as fresh as `read` asks; says how far each is. Rows are read after that, and may be
+    /// newer: [`Self::seen`] is for the token.
     ///
     /// # Errors
     /// `Timeout` or `Unavailable` when that state does not come; `InvalidArgument` for a bad token.
@@ -172,6 +173,17 @@ impl Node {
         }
         reply.token = token.to_string();
         Ok(reply)
+    }
+
+    /// Makes the token of a reply cover everything that its rows, which have been read, may show. Whoever reads at least
+    /// this elsewhere never sees less than before.
+    pub fn seen(&self, reply: &mut ReadReply) {
+        let mut token = Token::default();
+        token.advance(0, self.meta.applied().index);
+        for (group, shard) in (1..).zip(&self.shards) {
+            token.advance(group, shard.seen());
+        }
+        reply.token = token.to_string();
     }
 
     /// Waits until this node's catalog holds every definition acknowledged before now.

@@ -94,6 +94,7 @@ impl Served {
         let at =
             ReadAt { now_us: now_us(), as_of_us: ask.as_of.map(|at| at.0), known_us: ask.known_as_of.map(|at| at.0) };
         let values = features::read_plan(node, &self.plan, at, rows, OnlineOptions::default()).await?;
+        node.seen(&mut reply);
         // The answer begins with the required columns; the model reads the features behind them.
         let features: Vec<usize> = (self.plan.required_columns().len()..values.num_columns()).collect();
         let values = values.project(&features).map_err(|error| Error::internal(error.to_string()))?;

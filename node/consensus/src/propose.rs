@@ -184,7 +184,10 @@ async fn propose_there(
     let message = format!("node {leader}: {}", status.message());
     match definite_refusal(&status) {
         Some(ErrorKind::Timeout) => Ok(Attempt::Unknown(message)),
-        Some(ErrorKind::Unavailable) => Ok(Attempt::NotSent(message)),
+        // The last two: the peer has nothing to do with this node. What is wrong with a command is an outcome.
+        Some(ErrorKind::Unavailable | ErrorKind::InvalidArgument | ErrorKind::Unsupported) => {
+            Ok(Attempt::NotSent(message))
+        }
         Some(_) => Err(Error::of_status(&status)),
         None => {
             peer.forget_connections().await;

@@ -50,6 +50,7 @@ pub async fn online(
                     let message = "the feature service changed its columns while this stream was open; open a new one";
                     return Err(Error::new(ErrorKind::Conflict, message).into());
                 }
+                node.seen(&mut reply);
                 reply.id = request_id(&message.inner.app_metadata);
                 let metadata = serde_json::to_vec(&reply).unwrap_or_default();
                 if replies.send(Ok(encoder.batch(&answer, metadata)?)).await.is_err() {
@@ -100,7 +101,7 @@ pub async fn historical(
     let Some(schema) = schema else {
         return Err(Error::invalid("no spine was uploaded; send at least its schema").into());
     };
-    let reply = node.ensure(&ask.read, 0..=node.shard_count()).await?;
+    let mut reply = node.ensure(&ask.read, 0..=node.shard_count()).await?;
     let options = features::historical_options(node, ask);
     let output = plan.historical(&schema, options.clone()).map_err(Error::from)?.output_schema();
     // The spine is whole before the join starts, since many clients send all before they read; the join then makes
@@ -127,9 +128,10 @@ pub async fn historical(
     if replies.send(Ok(encoder.schema(&output))).await.is_err() {
         return Ok(());
     }
-    let metadata = serde_json::to_vec(&reply).unwrap_or_default();
     while let Some(batch) = joined.recv().await {
-        if replies.send(Ok(encoder.batch(&batch, metadata.clone())?)).await.is_err() {
+        node.seen(&mut reply);
+        let metadata = serde_json::to_vec(&reply).unwrap_or_default();
+        if replies.send(Ok(encoder.batch(&batch, metadata)?)).await.is_err() {
             return Ok(());
         }
     }

@@ -85,9 +85,11 @@ impl FlightService for Flight {
         let mut encoder = Encoder::default();
         let (batch, reply) = match command {
             Command::GetOnlineFeatures(ask) => {
-                let (plan, reply) = features::prepare(&self.node, &ask).await?;
+                let (plan, mut reply) = features::prepare(&self.node, &ask).await?;
                 let rows = entities::from_json(&plan, ask.entities.as_ref())?;
-                (features::read(&self.node, &plan, &ask, &rows).await?, reply)
+                let answer = features::read(&self.node, &plan, &ask, &rows).await?;
+                self.node.seen(&mut reply);
+                (answer, reply)
             }
             Command::Predict(ask) => {
                 let served = predict::Served::resolve(&self.node, &ask).await?;

@@ -283,14 +283,14 @@ async fn strangers_on_the_peer_port_are_refused() -> TestResult {
     check(
         &mut peer,
         Some(Envelope { protocol: PEER_PROTOCOL + 1, ..mine.clone() }),
-        expect!["unsupported: node 2 speaks peer protocol 2, and node 1 speaks 1: run the same version on both"],
+        expect!["unsupported: node 2 speaks peer protocol 3, and node 1 speaks 2: run the same version on both"],
     )
     .await;
     expect!["invalid_argument: a snapshot starts with its header"]
         .assert_eq(&told(&peer.snapshot(futures::stream::iter([SnapshotFrame::default()])).await.unwrap_err()));
     let join = JoinRequest { name: "n2".into(), protocol: PEER_PROTOCOL + 1, ..JoinRequest::default() };
     expect![
-        "unsupported: node `n2` speaks peer protocol 2, and this cluster speaks 1: run the same version on all nodes"
+        "unsupported: node `n2` speaks peer protocol 3, and this cluster speaks 2: run the same version on all nodes"
     ]
     .assert_eq(&told(&peer.join(join).await.unwrap_err()));
     // A peer of ours that sends what is no command: refused before it reaches the log.

@@ -8,7 +8,7 @@ use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use cairn_client::registry::{Expected, Promotion};
-use cairn_client::{Client, DEFAULT_PROJECT, ErrorKind, api, read};
+use cairn_client::{Client, DEFAULT_PROJECT, ErrorKind, Options, api, read};
 use futures::future::join_all;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,6 +27,8 @@ spec: {entities: [driver], features: [{name: trips, type: int64}]}
 /// Enough that each of two shards holds some.
 const KEYS: i64 = 16;
 const MODEL: &str = "linear_regression";
+/// The alias that is moved through a node that goes.
+const CANARY: &str = "canary";
 
 fn trips(count: i64) -> RecordBatch {
     batch(&[
@@ -121,6 +123,23 @@ async fn clients_of(story: &Story, nodes: &[usize]) -> TestResult<Vec<Client>> {
     clients.into_iter().collect()
 }
 
+/// Moves an alias through one node until the node is gone: how many moves were done, and of how many nobody knows.
+async fn moves_until_it_ends(client: Client) -> [usize; 2] {
+    let (mut done, mut unknown) = (0, 0);
+    for round in 0..u32::MAX {
+        let (project, alias, expected) = (DEFAULT_PROJECT, CANARY, Expected::Anything);
+        let promotion =
+            Promotion { project, model: MODEL, alias, version: 1 + round % 2, expected, author: "ops", reason: "" };
+        match client.promote(&promotion).await {
+            Ok(_) => done += 1,
+            Err(error) if error.outcome_unknown() => unknown += 1,
+            Err(error) if error.to_string().contains("cannot connect") => break,
+            Err(_) => {}
+        }
+    }
+    [done, unknown]
+}
+
 async fn five_nodes() -> TestResult<Story> {
     let story = Story::nodes(5, &[]).await?;
     story.apply(DRIVERS).await?;
@@ -200,6 +219,9 @@ async fn a_node_leaves_under_load_and_its_machine_comes_back_as_another() -> Tes
     let staying = clients_of(&story, &others).await?;
 
     let load = Load::start(staying.clone(), 0);
+    let options = Options { deadline: Duration::from_secs(3), ..Options::default() };
+    let leaving_client = Client::with_options(&story.cluster.nodes()[at].address, options).await?;
+    let through_it = tokio::spawn(moves_until_it_ends(leaving_client));
     let begun = Instant::now();
     assert_eq!(story.client.remove_node(&name, false).await?.warnings, Vec::<String>::new());
     let out = |status: &api::StatusReply| {
@@ -212,6 +234,11 @@ async fn a_node_leaves_under_load_and_its_machine_comes_back_as_another() -> Tes
     println!("out after {:?}", begun.elapsed());
     let why = story.cluster.ended(at).await?;
     assert!(why.contains("was removed from the cluster: move its data directory"), "{why}");
+    let [done, unknown] = through_it.await?;
+    let history = staying[0].alias_history(DEFAULT_PROJECT, MODEL).await?;
+    let moved = history.iter().filter(|moved| moved.alias == CANARY).count();
+    println!("through the leaving node: {done} moves done, {unknown} unknown, {moved} in the history");
+    assert!((done..=done + unknown).contains(&moved), "{done} done, {unknown} unknown, and {moved} were made");
     story.cluster.spawn(at)?;
     let again = story.cluster.ended(at).await?;
     assert!(again.contains("was removed from the cluster: move its data directory"), "{again}");

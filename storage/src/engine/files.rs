@@ -53,13 +53,17 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_dir(parent)
 }
 
-/// Makes the contents and names of all files of `dir` durable, one level deep.
+/// Makes the contents and names of all files of `dir` durable, one level deep. A file that goes meanwhile is passed over: an
+/// open database deletes what it no longer needs.
 pub(super) fn sync_files(dir: &Path) -> Result<()> {
     let context = || format!("syncing the files of {}", dir.display());
     for entry in fs::read_dir(dir).map_err(Error::io(context()))? {
         let path = entry.map_err(Error::io(context()))?.path();
         if path.is_file() {
-            File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(context()))?;
+            match File::open(&path).and_then(|file| file.sync_all()) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                synced => synced.map_err(Error::io(context()))?,
+            }
         }
     }
     sync_dir(dir)

@@ -41,6 +41,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Newest version of [`cairn_proto::record::v1::ShardCommand`] this node applies: steps of a move of slots. A new kind of
 /// change, or a new layout inside one, is a new version: a node that does not know it must stop and not guess.
@@ -65,6 +66,8 @@ const SYSTEM: Cf = Cf(2);
 pub struct Shard {
     group: Group,
     progress: RwLock<Progress>,
+    /// Last entry of which a read may see something: ahead of the progress while a write is being made visible.
+    begun: AtomicU64,
     /// Held by whoever changes the state: an apply or an install.
     changing: Mutex<()>,
     digests: Digests,
@@ -102,11 +105,17 @@ impl Shard {
         let progress = read_progress(&group.db())?;
         Ok(Arc::new(Self {
             group,
+            begun: AtomicU64::new(progress.applied.index),
             progress: RwLock::new(progress),
             changing: Mutex::new(()),
             digests: Digests::default(),
             followers: Mutex::default(),
         }))
+    }
+
+    /// No read that has ended saw anything of an entry after this one.
+    pub fn seen(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
     }
 
     /// The slots this replica has now.
@@ -186,6 +195,7 @@ impl Replica for Shard {
         if moved {
             self.tell(&before.claims().both(&slots.claims()));
         }
+        self.begun.fetch_max(applied.index, Ordering::AcqRel);
         db.write(batch)?;
         *self.progress.write() = Progress { applied, position: Some(position.to_vec()), slots: slots.clone() };
         if moved {
@@ -241,6 +251,7 @@ impl Replica for Shard {
         let before = self.slots();
         let told = |db: &Db| {
             let progress = read_progress(db)?;
+            self.begun.fetch_max(progress.applied.index, Ordering::AcqRel);
             if progress.slots != before {
                 self.tell(&before.claims().both(&progress.slots.claims()));
             }

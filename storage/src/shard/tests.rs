@@ -591,7 +591,7 @@ fn a_read_never_sees_half_an_apply() {
             let (shard, keys) = (&shard.shard, &keys);
             scope.spawn(move || {
                 let keys: Vec<&[u8]> = keys[..many].iter().map(|key| &key[..]).collect();
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                while !done.load(Ordering::Relaxed) {
                     let mut rounds = std::collections::BTreeSet::new();
                     let visit = &mut |_, row: Option<RowRef<'_>>| rounds.extend(row.map(|row| row.event_us));
                     shard.latest(1, &keys, visit).unwrap();
@@ -600,7 +600,7 @@ fn a_read_never_sees_half_an_apply() {
             });
         }
         (2..40).for_each(write);
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        done.store(true, Ordering::Relaxed);
     });
 }
 
@@ -664,6 +664,31 @@ fn stored_bytes_never_change() {
         assert!(matches!(records::decode_latest(broken), Err(Error::Corrupt(_))));
         assert!(matches!(records::decode_history(&[0; 40], broken), Err(Error::Corrupt(_))));
     }
+}
+
+/// What a read shows is never newer than what the shard then says it may have shown.
+#[test]
+fn a_token_taken_after_a_read_covers_it() {
+    let shard = TestShard::new();
+    let (last, reading) = (3_000, std::sync::atomic::AtomicBool::new(true));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut newest = 0;
+            while reading.load(Ordering::Relaxed) {
+                let row = shard.latest(1, &[1]).remove(0);
+                let seen = shard.shard.seen();
+                newest = row.map_or(0, |row| row.commit);
+                assert!(newest <= seen, "entry {newest} was read, and {seen} is said");
+            }
+            newest
+        });
+        for index in 1..=last {
+            shard.apply(index, &[upsert(1, 1, "", 0, &[row(1, index as i64, 1, "a")])]);
+        }
+        reading.store(false, Ordering::Relaxed);
+        assert!(reader.join().unwrap() <= last);
+    });
+    assert_eq!(shard.shard.seen(), last);
 }
 
 /// Waits for the digest of an entry, which is hashed beside the apply.
