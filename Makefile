@@ -54,10 +54,12 @@ bench: build ## Every published number of this machine; Redis beside it where it
 
 .PHONY: bench-replication
 bench-replication: build ## Three nodes: writes beside etcd where it is installed, killed leaders, a node that catches up, idle groups
+	@.ci/install-extra etcd-server
 	$(BIN)/cairn-bench --cairnd $(BIN)/cairnd --only replication,failover,catch-up,idle $(ARGS)
 
 .PHONY: jepsen
 jepsen: build ## Mixed faults on five real processes, a verdict on each promise: MINUTES=5 SEED=1; KILLS=500 for kill -9 alone
+	@.ci/install-extra libfaketime
 	$(BIN)/cairn-jepsen --cairnd $(BIN)/cairnd --seed $(or $(SEED),1) \
 	  $(if $(KILLS),--kills $(KILLS),--minutes $(or $(MINUTES),5)) $(ARGS)
 
