@@ -7,6 +7,7 @@
 use crate::error::{Error, Result};
 use crate::node::{Group, Node};
 use crate::options::GroupStatus;
+use crate::reads;
 use crate::types::*;
 use cairn_proto::ErrorKind;
 use cairn_proto::peer::v1::{TransferLeadRequest, move_reply};
@@ -19,6 +20,8 @@ use tokio::time::Instant;
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long a node that hands a group over waits for the other to lead.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a refusal waits for what meta was told before.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What came of asking one node.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,7 +74,12 @@ pub(crate) async fn transfer(node: &Node, group: &Group, to: NodeId, deadline: I
 /// As [`check`]; `Overloaded` while another transfer of the group is under way; `Unavailable` when `to` did not take over.
 pub(crate) async fn give(node: &Node, group: &Group, to: NodeId, deadline: Instant) -> Result<Given> {
     let me = node.me();
-    let status = group.status(me);
+    let mut status = group.status(me);
+    if status.is_leader && check(&status, &node.host.nodes(), to).is_err() {
+        // Meta may have been told otherwise before this was asked, and this node not heard of it yet.
+        let _ = reads::linearizable(node, node.group(0)?, deadline.min(Instant::now() + CATCH_UP_TIMEOUT)).await;
+        status = group.status(me);
+    }
     if !status.is_leader {
         return Ok(Given::NotLeader(status.leader.filter(|leader| *leader != me)));
     }
