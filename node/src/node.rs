@@ -138,8 +138,8 @@ impl Node {
         addresses
     }
 
-    /// Waits until the groups are as fresh as `read` asks; says how far each is. Rows are read after that, and may be
-    /// newer: [`Self::seen`] is for the token.
+    /// Waits until the groups are as fresh as `read` asks; says how far each is. Rows are read after that and may be newer, so
+    /// the token is [`Self::seen`]'s to fill in.
     ///
     /// # Errors
     /// `Timeout` or `Unavailable` when that state does not come; `InvalidArgument` for a bad token.
@@ -162,16 +162,11 @@ impl Node {
             let rounds = groups.clone().map(|group| self.cluster.linearizable(group, deadline));
             futures::future::try_join_all(rounds).await?;
         }
-        let mut token = Token::default();
-        for group in groups {
-            let applied = if group == 0 { self.meta.applied() } else { self.shard(group)?.applied() };
-            token.advance(group, applied.index);
-            if group > 0 {
-                let applied_time = Timestamp(applied.time_us);
-                reply.shards.push(ShardPosition { shard: group, applied_index: applied.index, applied_time });
-            }
+        for group in groups.filter(|group| *group > 0) {
+            let applied = self.shard(group)?.applied();
+            let applied_time = Timestamp(applied.time_us);
+            reply.shards.push(ShardPosition { shard: group, applied_index: applied.index, applied_time });
         }
-        reply.token = token.to_string();
         Ok(reply)
     }
 

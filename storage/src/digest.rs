@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// Digests a replica remembers.
 const KEPT_MAX: usize = 8;
+/// Held by the one audit of a process that hashes; the others have their states fixed and wait.
+static TURN: Mutex<()> = Mutex::new(());
 /// Bytes hashed a second: one core's spare time, so that reads and writes do not notice.
 const BYTES_PER_SECOND: u64 = 128 << 20;
 /// Bytes between two looks at the clock.
@@ -106,6 +108,7 @@ impl Digests {
         let work = move || {
             let snapshot = db.snapshot();
             let _ = fixed.send(());
+            let turn = TURN.lock();
             match digest(&snapshot, &spans, Pace::new(BYTES_PER_SECOND).wait()) {
                 Ok(blake3) => {
                     let mut taken = inner.taken.lock();
@@ -117,7 +120,7 @@ impl Digests {
                 // Damage is noted where it was met; the replica's owner looks for it.
                 Err(error) => tracing::error!(index, %error, "an audit could not read the whole state"),
             }
-            drop(snapshot);
+            drop((turn, snapshot));
             inner.busy.store(false, Ordering::Release);
         };
         match std::thread::Builder::new().name("audit".into()).spawn(work) {

@@ -39,7 +39,7 @@ pub(crate) struct Audits {
 
 /// What one group's audits have come to, on this node.
 struct Audited {
-    /// When the last one was seen; the start of the node before the first.
+    /// When the last one was seen; before the first, from when on the interval counts.
     last: Instant,
     /// Newest digest judged or let go.
     done: u64,
@@ -50,8 +50,11 @@ struct Audited {
 pub(crate) async fn run(node: Arc<Node>) {
     let Some(interval) = node.audit_interval else { return };
     let began = Instant::now();
-    let fresh = || Audited { last: began, done: 0, waiting: Vec::new() };
-    let mut audited: BTreeMap<GroupId, Audited> = node.groups.keys().map(|id| (*id, fresh())).collect();
+    // Spread over the interval, so that groups are hashed one after the other.
+    let step = interval / u32::try_from(node.groups.len()).unwrap_or(u32::MAX).max(1);
+    let fresh = |place: u32| Audited { last: began + step * place, done: 0, waiting: Vec::new() };
+    let mut audited: BTreeMap<GroupId, Audited> =
+        (0..).zip(node.groups.keys()).map(|(place, id)| (*id, fresh(place))).collect();
     loop {
         tokio::select! {
             () = node.stop.cancelled() => return,
