@@ -120,7 +120,7 @@ async fn start(
         snapshots: SnapshotOptions {
             every_entries: config.snapshot_entries,
             // A follower this little behind goes on from the log instead of a snapshot.
-            keep_entries: config.snapshot_entries / 10,
+            keep_entries: config.snapshot_entries / 2,
             ..SnapshotOptions::default()
         },
         wal: Default::default(),

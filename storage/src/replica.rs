@@ -71,6 +71,15 @@ pub trait Replica: Send + Sync + 'static {
     /// `Fatal` when the files cannot be made.
     fn checkpoint(&self, dir: &Path) -> Result<Vec<u8>, Fatal>;
 
+    /// Compares every block of a checkpoint of this replica, in `dir`, with its checksum, on disk and not in any cache: what
+    /// does not pass must not reach another node. [`Self::damage`] says so then, because the files are this replica's own.
+    ///
+    /// # Errors
+    /// `Fatal` naming the file.
+    fn verify(&self, _dir: &Path) -> Result<(), Fatal> {
+        Ok(())
+    }
+
     /// Replaces the whole state by the checkpoint in `dir`, which is moved away. A crash at any moment leaves either
     /// the old state or the new one. Reads under way finish on the state they started with.
     ///

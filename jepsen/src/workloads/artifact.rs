@@ -1,14 +1,13 @@
 //! Files: an acknowledged upload comes back whole from every node, whatever happened since.
 
-use super::{Seen, Workload, lock};
+use super::{Seen, lock};
 use crate::Result;
 use crate::site::{Ask, Site};
-use futures::future::BoxFuture;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 const NAME: &str = "artifact";
 const BYTES_MAX: usize = 300_000;
@@ -92,24 +91,4 @@ fn whole(path: &Path, file: &File) -> bool {
     std::fs::read(path).is_ok_and(|found| found == bytes(file.seed, file.size))
 }
 
-impl Workload for Artifact {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn clients(&self) -> u32 {
-        1
-    }
-
-    fn least_ok_per_minute(&self) -> usize {
-        20
-    }
-
-    fn work(self: Arc<Self>, site: Site, client: u32) -> BoxFuture<'static, ()> {
-        Box::pin(async move { Self::work(&self, &site, client).await })
-    }
-
-    fn check(self: Arc<Self>, site: Site) -> BoxFuture<'static, Result<Vec<String>>> {
-        Box::pin(async move { Self::check(&self, &site).await })
-    }
-}
+workload!(Artifact, NAME, clients: 1, least_ok_per_minute: 20);

@@ -3,14 +3,13 @@
 
 use super::fresh::{VIEW, WRITERS};
 use super::rows::{self, Question, Row, Values, at};
-use super::{Seen, Workload, lock};
+use super::{Seen, lock};
 use crate::Result;
 use crate::site::{Ask, Site};
 use cairn_client::command::{Level, ReadReply};
-use futures::future::BoxFuture;
 use rand::Rng;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const NAME: &str = "as-of";
@@ -107,24 +106,4 @@ fn now_us() -> i64 {
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
-impl Workload for AsOf {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn clients(&self) -> u32 {
-        2
-    }
-
-    fn least_ok_per_minute(&self) -> usize {
-        100
-    }
-
-    fn work(self: Arc<Self>, site: Site, client: u32) -> BoxFuture<'static, ()> {
-        Box::pin(async move { Self::work(&self, &site, client).await })
-    }
-
-    fn check(self: Arc<Self>, site: Site) -> BoxFuture<'static, Result<Vec<String>>> {
-        Box::pin(async move { Self::check(&self, &site).await })
-    }
-}
+workload!(AsOf, NAME, clients: 2, least_ok_per_minute: 100);

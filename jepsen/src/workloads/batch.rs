@@ -1,16 +1,14 @@
 //! Rows of one batch that belong to one shard are one write: a reader sees all of them or none, at every level.
 
+use super::Seen;
 use super::rows::{self, Question, Row, Values, at};
-use super::{Seen, Workload};
 use crate::Result;
 use crate::site::{Ask, Site};
 use cairn_client::Token;
 use cairn_client::command::Level;
-use futures::future::BoxFuture;
 use rand::Rng;
 use rand::rngs::StdRng;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 const NAME: &str = "batch";
@@ -110,27 +108,7 @@ fn torn(values: &Values) -> Option<String> {
     }
 }
 
-impl Workload for Batch {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn clients(&self) -> u32 {
-        3
-    }
-
-    fn least_ok_per_minute(&self) -> usize {
-        200
-    }
-
-    fn work(self: Arc<Self>, site: Site, client: u32) -> BoxFuture<'static, ()> {
-        Box::pin(async move { Self::work(&self, &site, client).await })
-    }
-
-    fn check(self: Arc<Self>, site: Site) -> BoxFuture<'static, Result<Vec<String>>> {
-        Box::pin(async move { Self::check(&self, &site).await })
-    }
-}
+workload!(Batch, NAME, clients: 3, least_ok_per_minute: 200);
 
 #[cfg(test)]
 mod tests {

@@ -1,15 +1,14 @@
 //! Freshness: a linearizable read misses no write acknowledged before it began, a bounded one none acknowledged more than
 //! its bound before it began. Both by this process's one clock.
 
+use super::lock;
 use super::rows::{self, Question, Row, at};
-use super::{Workload, lock};
 use crate::Result;
 use crate::history::Moment;
 use crate::site::{Ask, Site};
 use cairn_client::command::Level;
-use futures::future::BoxFuture;
 use rand::Rng;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 const NAME: &str = "fresh";
 pub const VIEW: &str = "fresh";
@@ -107,27 +106,7 @@ fn missed(seen: &Seen, acknowledged: &[Vec<(Moment, i64)>]) -> Option<String> {
     None
 }
 
-impl Workload for Fresh {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn clients(&self) -> u32 {
-        WRITERS + READERS
-    }
-
-    fn least_ok_per_minute(&self) -> usize {
-        300
-    }
-
-    fn work(self: Arc<Self>, site: Site, client: u32) -> BoxFuture<'static, ()> {
-        Box::pin(async move { Self::work(&self, &site, client).await })
-    }
-
-    fn check(self: Arc<Self>, site: Site) -> BoxFuture<'static, Result<Vec<String>>> {
-        Box::pin(async move { Self::check(&self, &site).await })
-    }
-}
+workload!(Fresh, NAME, clients: WRITERS + READERS, least_ok_per_minute: 300);
 
 #[cfg(test)]
 mod tests {

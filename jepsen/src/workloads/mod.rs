@@ -10,6 +10,40 @@
 //! - [`artifact`]: files come back whole from any node
 //! - [`rows`]: the feature views and rows that they share
 
+/// Makes a type with its own `work(&self, &Site, u32)` and `check(&self, &Site)` a [`Workload`].
+macro_rules! workload {
+    ($type:ty, $name:expr, clients: $clients:expr, least_ok_per_minute: $least:expr) => {
+        impl super::Workload for $type {
+            fn name(&self) -> &'static str {
+                $name
+            }
+
+            fn clients(&self) -> u32 {
+                $clients
+            }
+
+            fn least_ok_per_minute(&self) -> usize {
+                $least
+            }
+
+            fn work(
+                self: std::sync::Arc<Self>,
+                site: $crate::site::Site,
+                client: u32,
+            ) -> futures::future::BoxFuture<'static, ()> {
+                Box::pin(async move { Self::work(&self, &site, client).await })
+            }
+
+            fn check(
+                self: std::sync::Arc<Self>,
+                site: $crate::site::Site,
+            ) -> futures::future::BoxFuture<'static, $crate::Result<Vec<String>>> {
+                Box::pin(async move { Self::check(&self, &site).await })
+            }
+        }
+    };
+}
+
 pub mod artifact;
 pub mod as_of;
 pub mod batch;

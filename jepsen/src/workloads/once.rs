@@ -4,16 +4,15 @@
 //! a newer row in it: poison, which would win if it were taken.
 
 use super::rows::{self, Question, Row, at};
-use super::{Seen, Workload, lock};
+use super::{Seen, lock};
 use crate::Result;
 use crate::history::Outcome;
 use crate::site::{Ask, Site};
 use cairn_client::command::Level;
-use futures::future::BoxFuture;
 use rand::Rng;
 use rand::rngs::StdRng;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 const NAME: &str = "once";
 const VIEW: &str = "once";
@@ -151,27 +150,7 @@ fn judge(client: u32, sequence: u64, value: Option<(i64, i64)>) -> Option<String
     }
 }
 
-impl Workload for Once {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn clients(&self) -> u32 {
-        2
-    }
-
-    fn least_ok_per_minute(&self) -> usize {
-        100
-    }
-
-    fn work(self: Arc<Self>, site: Site, client: u32) -> BoxFuture<'static, ()> {
-        Box::pin(async move { Self::work(&self, &site, client).await })
-    }
-
-    fn check(self: Arc<Self>, site: Site) -> BoxFuture<'static, Result<Vec<String>>> {
-        Box::pin(async move { Self::check(&self, &site).await })
-    }
-}
+workload!(Once, NAME, clients: 2, least_ok_per_minute: 100);
 
 #[cfg(test)]
 mod tests {

@@ -2,19 +2,18 @@
 //!
 //! One alias serves a few hundred operations, then the next one: short histories are decided fast.
 
-use super::{Workload, lock};
+use super::lock;
 use crate::linear::{self, Act, Op, Verdict};
 use crate::site::{Ask, Site};
 use crate::workloads::rows::PROJECT;
 use crate::{Result, history::Outcome};
 use cairn_client::registry::{Expected, Promotion, VersionOf};
 use cairn_client::{Client, ErrorKind, api};
-use futures::future::BoxFuture;
 use rand::Rng;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 const NAME: &str = "register";
 const MODEL: &str = "register";
@@ -199,24 +198,4 @@ async fn promote(client: &Client, alias: &str, expected: Option<u32>, to: u32) -
     client.promote(&ask).await.map(|_| ())
 }
 
-impl Workload for Register {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn clients(&self) -> u32 {
-        4
-    }
-
-    fn least_ok_per_minute(&self) -> usize {
-        200
-    }
-
-    fn work(self: Arc<Self>, site: Site, client: u32) -> BoxFuture<'static, ()> {
-        Box::pin(async move { Self::work(&self, &site, client).await })
-    }
-
-    fn check(self: Arc<Self>, site: Site) -> BoxFuture<'static, Result<Vec<String>>> {
-        Box::pin(async move { Self::check(&self, &site).await })
-    }
-}
+workload!(Register, NAME, clients: 4, least_ok_per_minute: 200);

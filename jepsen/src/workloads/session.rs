@@ -1,14 +1,12 @@
 //! Tokens: a read with the token of a write or of another read sees at least what that one saw, on any node.
 
+use super::Seen;
 use super::rows::{self, Question, Row};
-use super::{Seen, Workload};
 use crate::Result;
 use crate::site::{Ask, Site};
 use cairn_client::Token;
 use cairn_client::command::{Level, Read};
-use futures::future::BoxFuture;
 use rand::Rng;
-use std::sync::Arc;
 
 const NAME: &str = "session";
 const VIEW: &str = "session";
@@ -85,27 +83,7 @@ fn advance(floor: &mut [i64], values: &rows::Values) -> Option<String> {
     None
 }
 
-impl Workload for Session {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn clients(&self) -> u32 {
-        CLIENTS
-    }
-
-    fn least_ok_per_minute(&self) -> usize {
-        100
-    }
-
-    fn work(self: Arc<Self>, site: Site, client: u32) -> BoxFuture<'static, ()> {
-        Box::pin(async move { Self::work(&self, &site, client).await })
-    }
-
-    fn check(self: Arc<Self>, site: Site) -> BoxFuture<'static, Result<Vec<String>>> {
-        Box::pin(async move { Self::check(&self, &site).await })
-    }
-}
+workload!(Session, NAME, clients: CLIENTS, least_ok_per_minute: 100);
 
 #[cfg(test)]
 mod tests {

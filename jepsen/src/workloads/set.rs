@@ -1,15 +1,14 @@
 //! Feature upserts as a set: in the end every acknowledged row is the newest of its thing on every node, no refused one
 //! is there, and a row that came late by its event time did not win by its arrival.
 
+use super::lock;
 use super::rows::{self, Question, Row, at};
-use super::{Workload, lock};
 use crate::Result;
 use crate::history::Outcome;
 use crate::site::{Ask, Site};
 use cairn_client::command::Level;
-use futures::future::BoxFuture;
 use rand::Rng;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 const NAME: &str = "set";
 const VIEW: &str = "set";
@@ -85,27 +84,7 @@ fn judge(row: &Row, outcome: Outcome, value: Option<(i64, i64)>) -> Option<Strin
     }
 }
 
-impl Workload for Set {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn clients(&self) -> u32 {
-        2
-    }
-
-    fn least_ok_per_minute(&self) -> usize {
-        100
-    }
-
-    fn work(self: Arc<Self>, site: Site, client: u32) -> BoxFuture<'static, ()> {
-        Box::pin(async move { Self::work(&self, &site, client).await })
-    }
-
-    fn check(self: Arc<Self>, site: Site) -> BoxFuture<'static, Result<Vec<String>>> {
-        Box::pin(async move { Self::check(&self, &site).await })
-    }
-}
+workload!(Set, NAME, clients: 2, least_ok_per_minute: 100);
 
 #[cfg(test)]
 mod tests {

@@ -455,6 +455,7 @@ async fn open_group(parts: &Parts, id: GroupId, host: Arc<dyn Host>) -> Result<O
         peers: parts.peers.clone(),
         sending: parts.sending.clone(),
         snapshot_bytes_per_second: parts.snapshot_bytes_per_second,
+        replica: replica.clone(),
     };
     let log = LogStore::new(parts.wal.clone(), id);
     // Committed entries are applied again here, which reads tables.

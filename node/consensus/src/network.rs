@@ -9,6 +9,7 @@ use crate::snapshot::{self, Snapshot, SnapshotDir};
 use crate::types::*;
 use bytes::Bytes;
 use cairn_proto::peer::v1::{SnapshotHaveRequest, SnapshotHeader, raft_frame::Message};
+use cairn_storage::replica::Replica;
 use futures::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::base::{BoxFuture, BoxStream};
@@ -34,13 +35,15 @@ const APPEND_REPLY_MIN: Duration = Duration::from_secs(2);
 type RpcError = RPCError<TypeConfig>;
 
 /// Makes the network clients of one group.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Network {
     pub group: GroupId,
     pub peers: Arc<Peers>,
     /// Snapshots leave one at a time.
     pub sending: Arc<Semaphore>,
     pub snapshot_bytes_per_second: u64,
+    /// Verifies a snapshot of it before it leaves.
+    pub replica: Arc<dyn Replica>,
 }
 
 impl Network {
@@ -65,7 +68,6 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 }
 
 /// One group's calls to one peer.
-#[derive(Debug)]
 pub struct Client {
     network: Network,
     peer: Arc<Peer>,
@@ -161,7 +163,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
             let send = async {
                 let have = client.clone().snapshot_have(ask).await?.into_inner().have;
                 let rate = self.network.snapshot_bytes_per_second;
-                let frames = snapshot::send(snapshot.snapshot, header, have, rate);
+                let frames = snapshot::send(snapshot.snapshot, header, have, rate, self.network.replica.clone());
                 client.snapshot(ReceiverStream::new(frames)).await
             };
             match send.await {

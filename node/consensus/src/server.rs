@@ -168,7 +168,13 @@ impl Peer for PeerService {
         let built = built.map_err(|error| error.status())?;
         let meta = codec::encode_meta(&built.meta);
         let header = SnapshotHeader { group: group.id, meta, ..SnapshotHeader::default() };
-        let frames = snapshot::send(built.snapshot, header, have, SnapshotOptions::default().bytes_per_second);
+        let frames = snapshot::send(
+            built.snapshot,
+            header,
+            have,
+            SnapshotOptions::default().bytes_per_second,
+            group.replica.clone(),
+        );
         Ok(Response::new(ReceiverStream::new(frames).map(Ok).boxed()))
     }
 

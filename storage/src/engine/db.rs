@@ -86,10 +86,15 @@ impl Db {
         self.damage.get().map(String::as_str)
     }
 
+    /// Notes what was found wrong with the files elsewhere; the first finding stays.
+    pub(super) fn note_damage(&self, what: &str) {
+        let _ = self.damage.set(what.to_owned());
+    }
+
     /// Notes that the data is not what it must be, though every file reads well. Said again at every open, until other
     /// files take their place.
     pub fn condemn(&self, why: &str) {
-        let _ = self.damage.set(why.to_owned());
+        self.note_damage(why);
         if let Err(error) = super::write_atomic(&self.home.path.join(CONDEMNED), why.as_bytes()) {
             tracing::error!(%error, "a condemned database is not marked: it will be taken for whole after a restart");
         }
@@ -108,7 +113,7 @@ impl Db {
         move |rocks| {
             let error = rocks_error(format!("{context} in {}", self.home.path.display()))(rocks);
             if let Error::Corrupt(what) = &error {
-                let _ = self.damage.set(what.clone());
+                self.note_damage(what);
             }
             error
         }

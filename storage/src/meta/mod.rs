@@ -264,6 +264,10 @@ impl Replica for Meta {
         Ok(inside.map(|(_, position)| position).unwrap_or_default())
     }
 
+    fn verify(&self, dir: &Path) -> Result<(), Fatal> {
+        Ok(self.group.verify(dir)?)
+    }
+
     fn install(&self, dir: &Path) -> Result<(), Fatal> {
         let _changing = self.changing.lock();
         let live = self.group.install(dir, load)?;

@@ -246,6 +246,10 @@ impl Replica for Shard {
         Ok(inside.position.unwrap_or_default())
     }
 
+    fn verify(&self, dir: &Path) -> Result<(), Fatal> {
+        Ok(self.group.verify(dir)?)
+    }
+
     fn install(&self, dir: &Path) -> Result<(), Fatal> {
         let _changing = self.changing.lock();
         let before = self.slots();

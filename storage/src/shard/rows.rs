@@ -166,11 +166,14 @@ impl<'c> Rows<'c> {
                     outcome.rows_updated += 1;
                 }
             }
-            if !self.purges.is_empty() && self.is_purged(index) {
+        }
+        // In key order, which the memtable takes with fewer cache misses.
+        for &row in &order {
+            if !self.purges.is_empty() && self.is_purged(row) {
                 continue;
             }
-            self.history_key(index, &mut key);
-            encode_history(&row.row, &mut value);
+            self.history_key(row, &mut key);
+            encode_history(&self.rows[row].row, &mut value);
             batch.put(HISTORY, &key, &value);
         }
         for &winner in winners.iter().flatten() {

@@ -641,6 +641,30 @@ fn damaged_files_are_reported_not_read() {
     assert!(matches!(error, Error::Corrupt(_)), "{error}");
 }
 
+/// Also where the shard's own cache still has the block as it was.
+#[test]
+fn a_checkpoint_with_a_flipped_bit_is_not_passed_on() {
+    let shard = TestShard::new();
+    let rows: Vec<_> = (0..200_u8).map(|key| row(key, 1, 1, "some packed bytes that fill a block")).collect();
+    shard.apply(1, &[upsert(1, 1, "", 0, &rows)]);
+    shard.shard.checkpoint(&shard.path("checkpoint")).unwrap();
+    shard.shard.verify(&shard.path("checkpoint")).unwrap();
+    assert_eq!(shard.latest(1, &[1]).len(), 1);
+    let mut flipped = Vec::new();
+    for entry in fs::read_dir(shard.path("checkpoint")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "sst") {
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[20] ^= 1;
+            fs::write(&path, bytes).unwrap(); // in place, so the shard's own file too: they are one
+            flipped.push(path.file_name().unwrap().to_string_lossy().into_owned());
+        }
+    }
+    let refused = shard.shard.verify(&shard.path("checkpoint")).unwrap_err().to_string();
+    assert!(flipped.iter().any(|name| refused.contains(name.as_str())), "{refused}");
+    assert!(shard.shard.damage().is_some_and(|damage| refused.contains(&damage)), "{refused}");
+}
+
 #[test]
 fn stored_bytes_never_change() {
     let row = RowRef { event_us: 1_700_000_000_000_000, created_us: -1, commit: 42, committed_us: 7, packed: b"row" };

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use cairn_proto::peer::v1::{
     SnapshotFile, SnapshotFrame, SnapshotHeader, SnapshotPart, SnapshotStart, snapshot_frame::Part,
 };
+use cairn_storage::replica::Replica;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -21,16 +22,18 @@ const FRAMES_MAX: usize = 4;
 /// Reads what is not in `have` of `dir` into frames beside everything else, at most `bytes_per_second` of them (0 = no
 /// limit). The list of files comes first; it goes into `header`.
 ///
-/// The stream ends early when reading fails; the receiver then misses files and refuses the whole.
+/// `replica`, of which it is a snapshot, verifies it before the first transfer: a flipped bit must not travel. The stream
+/// ends early when that or reading fails; the receiver then misses files and refuses the whole.
 pub fn send(
     dir: SnapshotDir,
     header: SnapshotHeader,
     have: Vec<SnapshotPart>,
     bytes_per_second: u64,
+    replica: Arc<dyn Replica>,
 ) -> mpsc::Receiver<SnapshotFrame> {
     let (frames, receiver) = mpsc::channel(FRAMES_MAX);
     tokio::spawn(async move {
-        if let Err(error) = send_files(&dir, header, have, bytes_per_second, &frames).await {
+        if let Err(error) = send_files(&dir, header, have, bytes_per_second, replica, &frames).await {
             tracing::warn!(dir = %dir.0.root.display(), %error, "a snapshot transfer stopped");
         }
     });
@@ -42,10 +45,11 @@ async fn send_files(
     mut header: SnapshotHeader,
     have: Vec<SnapshotPart>,
     bytes_per_second: u64,
+    replica: Arc<dyn Replica>,
     frames: &mpsc::Sender<SnapshotFrame>,
 ) -> std::io::Result<()> {
     let (source, data) = (dir.clone(), dir.data());
-    let files = machine::blocking(move || source.files()).await??;
+    let files = machine::blocking(move || source.files(replica.as_ref())).await??;
     header.files = files.as_ref().clone();
     push(frames, Part::Header(header)).await?;
     let started = Instant::now();
@@ -103,12 +107,14 @@ async fn push(frames: &mpsc::Sender<SnapshotFrame>, part: Part) -> std::io::Resu
 }
 
 impl SnapshotDir {
-    /// The files of the checkpoint, in order of their names, with their hashes. Read once: they never change. Blocks.
-    fn files(&self) -> std::io::Result<Arc<Vec<SnapshotFile>>> {
+    /// The files of the checkpoint, verified, in order of their names, with their hashes. Read once: they never change.
+    /// Blocks.
+    fn files(&self, replica: &dyn Replica) -> std::io::Result<Arc<Vec<SnapshotFile>>> {
         let mut known = self.0.files.lock();
         if let Some(files) = known.as_ref() {
             return Ok(files.clone());
         }
+        replica.verify(&self.data()).map_err(std::io::Error::other)?;
         let mut paths = fs::read_dir(self.data())?.map(|it| Ok(it?.path())).collect::<std::io::Result<Vec<_>>>()?;
         paths.sort();
         let files = Arc::new(paths.iter().map(|path| hashed(path)).collect::<std::io::Result<Vec<_>>>()?);

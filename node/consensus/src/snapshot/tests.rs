@@ -23,7 +23,7 @@ fn meta_at(index: u64) -> SnapshotMeta {
 
 /// What a sender puts on the way to somebody who has `have`.
 async fn frames(dir: &SnapshotDir, have: Vec<SnapshotPart>) -> Vec<SnapshotFrame> {
-    let mut receiver = send(dir.clone(), SnapshotHeader::default(), have, 0);
+    let mut receiver = send(dir.clone(), SnapshotHeader::default(), have, 0, Arc::new(MemoryReplica::default()));
     let mut frames = Vec::new();
     while let Some(frame) = receiver.recv().await {
         frames.push(frame);
@@ -151,7 +151,8 @@ async fn a_transfer_keeps_its_rate() {
     let built = store.build(&replica(&[&row])).unwrap();
     let bytes = fs::metadata(built.snapshot.data().join("state.sst")).unwrap().len();
     let began = Instant::now();
-    let mut receiver = send(built.snapshot, SnapshotHeader::default(), vec![], bytes * 10);
+    let mut receiver =
+        send(built.snapshot, SnapshotHeader::default(), vec![], bytes * 10, Arc::new(MemoryReplica::default()));
     while receiver.recv().await.is_some() {}
     assert!(began.elapsed() >= Duration::from_millis(100));
 }
