@@ -148,7 +148,7 @@ impl Table {
     }
 
     pub fn ingest(&self) -> Ingest {
-        Ingest { project: PROJECT.into(), feature_view: self.name.into(), producer: None, sequence: None }
+        Ingest::new(PROJECT, self.name)
     }
 
     pub fn online(&self) -> GetOnlineFeatures {

@@ -22,10 +22,9 @@
 //!
 //! // A producer and a sequence make the write exactly-once, whatever happens on the way.
 //! let ingest = Ingest {
-//!     project: "default".into(),
-//!     feature_view: "driver_stats".into(),
 //!     producer: Some("nightly-2026-05-02".into()),
 //!     sequence: Some(1),
+//!     ..Ingest::new("default", "driver_stats")
 //! };
 //! let stored = client.ingest_batch(ingest, rows).await?;
 //!

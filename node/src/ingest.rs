@@ -1,4 +1,4 @@
-//! Rows into a feature view: checked row by row, cut by shard, one replicated command a shard.
+//! Rows into a feature view, and out of it: checked row by row, cut by shard, one replicated command a shard.
 //!
 //! Always true: every row of an accepted batch is counted in exactly one of accepted, duplicate or rejected; a row
 //! with a reason stays out and does not hold back the others; rows of one batch that are in the same segment of slots
@@ -19,7 +19,7 @@ use cairn_storage::block::{BlockWriter, read_block};
 use cairn_storage::catalog::Catalog;
 use cairn_storage::keys::{ENTITY_KEY_BYTES_MAX, EntityKeys, slot_of};
 use cairn_storage::row::{RowEncoder, RowSchema};
-use cairn_storage::shard::UPSERT_VERSION;
+use cairn_storage::shard::{DELETE_VERSION, UPSERT_VERSION};
 use cairn_storage::types::arrow_type;
 use prost::Message;
 use std::collections::BTreeMap;
@@ -44,6 +44,8 @@ pub struct Target {
     join_keys: Vec<record::Field>,
     schema: RowSchema,
     producer: Option<(String, u64)>,
+    /// The rows delete: they have a key and times, and no features.
+    delete: bool,
 }
 
 impl Target {
@@ -74,7 +76,8 @@ impl Target {
         }
         let schema = RowSchema::new(&view.features)?;
         let project = ask.project.clone();
-        Ok(Self { project, view: view.name.clone(), storage_id: view.storage_id, join_keys, schema, producer })
+        let (view, storage_id, delete) = (view.name.clone(), view.storage_id, ask.delete);
+        Ok(Self { project, view, storage_id, join_keys, schema, producer, delete })
     }
 
     /// # Errors
@@ -98,7 +101,7 @@ impl Target {
         };
         let mut fields: Vec<arrow_schema::Field> = self.join_keys.iter().map(typed).collect();
         fields.extend([time(EVENT_TIMESTAMP), time(CREATED_TIMESTAMP)]);
-        fields.extend(self.schema.fields().iter().map(typed));
+        fields.extend(self.features().iter().map(typed));
         Schema::new(fields)
     }
 
@@ -116,7 +119,12 @@ impl Target {
 
     fn columns(&self) -> impl Iterator<Item = &str> {
         let keys = self.join_keys.iter().map(|field| field.name.as_str());
-        keys.chain([EVENT_TIMESTAMP]).chain(self.schema.fields().iter().map(|field| field.name.as_str()))
+        keys.chain([EVENT_TIMESTAMP]).chain(self.features().iter().map(|field| field.name.as_str()))
+    }
+
+    /// The features that a row brings.
+    fn features(&self) -> &[record::Field] {
+        if self.delete { &[] } else { self.schema.fields() }
     }
 
     /// Columns that belong to nothing are refused: most are a misspelt feature. pandas' own index column passes.
@@ -125,6 +133,13 @@ impl Target {
             let name = field.name().as_str();
             let known = self.columns().any(|column| column == name) || name == CREATED_TIMESTAMP;
             if !known && !name.starts_with("__index_level_") {
+                if self.delete {
+                    return Err(Error::invalid(format!(
+                        "column `{name}` is no join key or time of feature view `{}`, and a deletion takes nothing else; \
+                         leave it out",
+                        self.view
+                    )));
+                }
                 let wanted: Vec<&str> = self.columns().collect();
                 return Err(Error::invalid(format!(
                     "column `{name}` is no join key, time or feature of feature view `{}`; leave it out, or apply a \
@@ -157,13 +172,9 @@ impl Target {
         let event = times(&self.column(batch, EVENT_TIMESTAMP, "the event time")?, EVENT_TIMESTAMP)?;
         let created =
             batch.column_by_name(CREATED_TIMESTAMP).map(|column| times(column, CREATED_TIMESTAMP)).transpose()?;
-        let features: Vec<ArrayRef> = self
-            .schema
-            .fields()
-            .iter()
-            .map(|field| self.column(batch, &field.name, "a feature"))
-            .collect::<Result<_>>()?;
-        let encoder = RowEncoder::new(&self.schema, &features)?;
+        let features: Vec<ArrayRef> =
+            self.features().iter().map(|field| self.column(batch, &field.name, "a feature")).collect::<Result<_>>()?;
+        let encoder = if self.delete { None } else { Some(RowEncoder::new(&self.schema, &features)?) };
 
         let mut cut = Cut::default();
         let mut prepared = Prepared::default();
@@ -187,7 +198,7 @@ impl Target {
                 continue;
             }
             packed.clear();
-            match encoder.encode(row, &mut packed) {
+            match encoder.as_ref().map_or(Ok(()), |encoder| encoder.encode(row, &mut packed)) {
                 Ok(()) => {}
                 Err(cairn_storage::Error::TooLarge(reason)) => {
                     prepared.reject(row, &reason);
@@ -219,7 +230,8 @@ impl Target {
             None => (String::new(), 0),
         };
         let idempotent = self.producer.is_some();
-        let write = Write { node, storage_id: self.storage_id, producer, sequence, idempotent, deadline };
+        let version = if self.delete { DELETE_VERSION } else { UPSERT_VERSION };
+        let write = Write { node, version, storage_id: self.storage_id, producer, sequence, idempotent, deadline };
         let blocks = prepared.blocks.into_iter().map(|block| write.take(block));
         let mut token = Token::default();
         for outcomes in futures::future::join_all(blocks).await {
@@ -241,6 +253,7 @@ type Block = (u32, u32, Bytes);
 /// One batch on its way to its shards.
 struct Write<'n> {
     node: &'n Node,
+    version: u32,
     storage_id: u32,
     producer: String,
     sequence: u64,
@@ -278,7 +291,7 @@ impl Write<'_> {
         let (storage_id, producer, sequence) = (self.storage_id, self.producer.clone(), self.sequence);
         let upsert = record::UpsertRows { storage_id, producer, sequence, rows, row_count };
         let command = record::ShardCommand {
-            version: UPSERT_VERSION,
+            version: self.version,
             proposed_at_us: now_us(),
             change: Some(record::shard_command::Change::UpsertRows(upsert)),
         };

@@ -59,6 +59,18 @@ pub struct Ingest {
     pub producer: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
+    /// The rows have a key, times and no features: each deletes its entity as of its event time. Reads as of before see
+    /// what was there; a row with a later event time, or made later for the same one, brings the entity back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delete: bool,
+}
+
+impl Ingest {
+    /// Rows into a feature view, without a producer.
+    pub fn new(project: impl Into<String>, feature_view: impl Into<String>) -> Self {
+        let (project, feature_view) = (project.into(), feature_view.into());
+        Self { project, feature_view, producer: None, sequence: None, delete: false }
+    }
 }
 
 /// Reply metadata of each ingested batch (`PutResult.app_metadata`, JSON), and of all of them summed up.

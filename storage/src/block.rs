@@ -5,7 +5,8 @@
 //! entity key length varint | entity key | event time i64 | created time i64 | packed row length varint | packed row
 //! ```
 //! Integers little endian; times in microseconds. Rows keep their order: it decides between equal times. A new version
-//! of this comes with a new command version, so that a node never meets one it does not know.
+//! of this comes with a new command version, so that a node never meets one it does not know. An empty packed row deletes
+//! its entity as of its times: a row that wins like any other, and stands for no row.
 
 use crate::keys::ENTITY_KEY_BYTES_MAX;
 use crate::row::PACKED_BYTES_MAX;

@@ -114,7 +114,7 @@ async fn ingest(client: &Client, cluster: &mut LocalCluster) -> Result<String> {
         let expected = file.rows();
         // Producer and sequence make this exactly-once, also across the leader's death.
         let producer = Some(format!("flights-demo-{view}"));
-        let ask = Ingest { project: PROJECT.into(), feature_view: view.into(), producer, sequence: Some(1) };
+        let ask = Ingest { producer, sequence: Some(1), ..Ingest::new(PROJECT, view) };
         let mut answers = client.ingest(ask, file.into_stream());
         let mut stored = 0;
         while let Some(answer) = answers.next().await? {

@@ -57,6 +57,8 @@ pub enum Command {
     Definitions,
     /// Store the rows of a file in a feature view.
     Ingest(IngestArgs),
+    /// Delete entities of a feature view as of a time; reads as of before still see them.
+    Delete(DeleteArgs),
     /// Read online features by entity key.
     Get(GetArgs),
     /// Build a training set: join a spine with the features known at each row's time.
@@ -159,6 +161,23 @@ pub struct IngestArgs {
     pub view: String,
     /// Parquet or CSV file with the join keys, `event_timestamp`, optionally `created_timestamp`, and the features.
     pub file: PathBuf,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DeleteArgs {
+    /// Feature view that loses the entities.
+    pub view: String,
+    /// Parquet or CSV file with the join keys, `event_timestamp` (gone from when on), and optionally `created_timestamp`.
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// How a file is loaded.
+#[derive(Debug, clap::Args)]
+pub struct LoadArgs {
     /// Names this load: the same producer stores the same batches once, however often they are sent.
     /// Default: made from the file's bytes, the view's version and the batch size.
     #[arg(long)]

@@ -1,7 +1,7 @@
-//! `cairn ingest`: a file into a feature view, exactly once, with its progress.
+//! `cairn ingest` and `cairn delete`: the rows of a file, exactly once, with progress.
 
 use super::Session;
-use super::args::IngestArgs;
+use super::args::{DeleteArgs, IngestArgs, LoadArgs};
 use super::failure::{Failure, Outcome};
 use super::output::{self, count};
 use super::progress::{Progress, Unit, per_second};
@@ -11,6 +11,7 @@ use cairn_client::files::{ReadOptions, TableReader};
 use cairn_client::{Error, ErrorKind, Token};
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Rejected rows spelled out; all are counted.
@@ -18,16 +19,35 @@ const REJECTIONS_SHOWN: usize = 20;
 /// Sequences count from here, so that 0 stays "none".
 const FIRST_SEQUENCE: u64 = 1;
 
-pub async fn ingest(session: &Session, args: IngestArgs) -> Outcome {
+/// A file, and what becomes of its rows.
+pub struct Load {
+    view: String,
+    file: PathBuf,
+    args: LoadArgs,
+    delete: bool,
+}
+
+impl Load {
+    pub fn rows(IngestArgs { view, file, load: args }: IngestArgs) -> Self {
+        Self { view, file, args, delete: false }
+    }
+
+    pub fn deletions(DeleteArgs { view, file, load: args }: DeleteArgs) -> Self {
+        Self { view, file, args, delete: true }
+    }
+}
+
+pub async fn load(session: &Session, load: Load) -> Outcome {
+    let args = &load.args;
     let producer = match &args.producer {
         Some(producer) => producer.clone(),
-        None => default_producer(session, &args).await?,
+        None => default_producer(session, &load).await?,
     };
     let ask = Ingest {
-        project: session.project().to_owned(),
-        feature_view: args.view.clone(),
         producer: Some(producer),
         sequence: Some(FIRST_SEQUENCE),
+        delete: load.delete,
+        ..Ingest::new(session.project(), &load.view)
     };
     // Types for CSV columns. A node that does not tell leaves them to be inferred.
     let types = match session.client.schema(&Command::Ingest(ask.clone())).await {
@@ -41,11 +61,11 @@ pub async fn ingest(session: &Session, args: IngestArgs) -> Outcome {
     };
     let options =
         ReadOptions { batch_rows: args.batch_rows as usize, types, event_timestamp: args.event_timestamp.clone() };
-    let path = args.file.clone();
+    let path = load.file.clone();
     let reader = tokio::task::spawn_blocking(move || TableReader::open(&path, &options)).await;
-    let reader = reader.map_err(|error| Failure::input(format!("{}: {error}", args.file.display())))??;
+    let reader = reader.map_err(|error| Failure::input(format!("{}: {error}", load.file.display())))??;
 
-    let progress = Progress::start("ingesting", Unit::Rows, reader.rows());
+    let progress = Progress::start(if load.delete { "deleting" } else { "ingesting" }, Unit::Rows, reader.rows());
     let mut total = Total::default();
     let mut answers = session.client.ingest(ask.clone(), reader.into_stream());
     loop {
@@ -66,15 +86,15 @@ pub async fn ingest(session: &Session, args: IngestArgs) -> Outcome {
     let producer = ask.producer.unwrap_or_default();
     output::answer(
         session.global.output,
-        || total.text(&args.view, elapsed),
-        || total.json(&args.view, &producer, elapsed),
+        || total.text(&load, elapsed),
+        || total.json(&load.view, &producer, elapsed),
     )?;
     match total.rejected {
         0 => Ok(()),
         rejected => Err(Failure::input(format!(
             "{} of `{}` rejected; the others are stored",
             count(rejected, "row"),
-            args.file.display()
+            load.file.display()
         ))),
     }
 }
@@ -82,27 +102,21 @@ pub async fn ingest(session: &Session, args: IngestArgs) -> Outcome {
 /// The same file into the same view in the same batches has the same name, so a second run stores nothing twice.
 ///
 /// The view's version is in it: a new version may start without rows, and then the file must count as new.
-async fn default_producer(session: &Session, args: &IngestArgs) -> Result<String, Failure> {
+async fn default_producer(session: &Session, load: &Load) -> Result<String, Failure> {
     let definitions = session.client.definitions(session.project()).await?;
     let version =
-        definitions.iter().find(|row| row.kind == "FeatureView" && row.name == args.view).map_or(0, |row| row.version);
-    let path = args.file.clone();
+        definitions.iter().find(|row| row.kind == "FeatureView" && row.name == load.view).map_or(0, |row| row.version);
+    let path = load.file.clone();
     let hashed = tokio::task::spawn_blocking(move || hash_file(&path)).await;
-    let (root, _) = hashed.map_err(|error| Failure::input(format!("{}: {error}", args.file.display())))??;
-    let event_timestamp = args.event_timestamp.as_deref();
-    Ok(producer_name(session.project(), &args.view, version, &root, args.batch_rows, event_timestamp))
+    let (root, _) = hashed.map_err(|error| Failure::input(format!("{}: {error}", load.file.display())))??;
+    Ok(producer_name(session.project(), load, version, &root))
 }
 
-fn producer_name(
-    project: &str,
-    view: &str,
-    version: u32,
-    root: &str,
-    batch_rows: u32,
-    event_timestamp: Option<&str>,
-) -> String {
-    let parts = json!([project, view, version, root, batch_rows, event_timestamp]).to_string();
-    format!("cairn-ingest-{}", blake3::hash(parts.as_bytes()).to_hex())
+fn producer_name(project: &str, load: &Load, version: u32, root: &str) -> String {
+    let Load { view, args, delete, .. } = load;
+    let parts = json!([project, view, version, root, args.batch_rows, args.event_timestamp]).to_string();
+    let verb = if *delete { "delete" } else { "ingest" };
+    format!("cairn-{verb}-{}", blake3::hash(parts.as_bytes()).to_hex())
 }
 
 /// All answers together.
@@ -156,10 +170,11 @@ impl Total {
         }
     }
 
-    fn text(&self, view: &str, elapsed: Duration) -> String {
+    fn text(&self, load: &Load, elapsed: Duration) -> String {
         let mut text = format!(
-            "{} stored in `{view}`, {} of them newer than what their entity had",
-            count(self.accepted, "row"),
+            "{} stored in `{}`, {} of them newer than what their entity had",
+            count(self.accepted, if load.delete { "deletion" } else { "row" }),
+            load.view,
             indicatif::HumanCount(self.updated)
         );
         if self.duplicate > 0 {
@@ -205,6 +220,11 @@ mod tests {
     use cairn_client::command::Rejection;
     use expect_test::expect;
 
+    fn driver_stats() -> Load {
+        let args = LoadArgs { producer: None, batch_rows: 100, event_timestamp: None };
+        Load { view: "driver_stats".into(), file: PathBuf::new(), args, delete: false }
+    }
+
     #[test]
     fn answers_add_up_and_rejections_name_rows_of_the_file() {
         let mut total = Total::default();
@@ -232,22 +252,26 @@ mod tests {
               row 200: join key `driver_id` is null
               … and 49 more
         "#]]
-        .assert_eq(&total.text("driver_stats", Duration::from_secs(2)));
+        .assert_eq(&total.text(&driver_stats(), Duration::from_secs(2)));
     }
 
     #[test]
     fn a_producer_stands_for_exactly_these_batches() {
-        let name =
-            |project, view, version, root, rows, column| producer_name(project, view, version, root, rows, column);
-        let base = name("default", "rides", 1, "ab", 100, None);
-        assert_eq!(base, name("default", "rides", 1, "ab", 100, None));
+        let of = |change: fn(&mut Load)| {
+            let mut load = driver_stats();
+            change(&mut load);
+            producer_name("default", &load, 1, "ab")
+        };
+        let base = of(|_| ());
+        assert_eq!(base, of(|_| ()));
         for other in [
-            name("other", "rides", 1, "ab", 100, None),
-            name("default", "rides_", 1, "ab", 100, None),
-            name("default", "rides", 2, "ab", 100, None),
-            name("default", "rides", 1, "ac", 100, None),
-            name("default", "rides", 1, "ab", 101, None),
-            name("default", "rides", 1, "ab", 100, Some("at")),
+            producer_name("other", &driver_stats(), 1, "ab"),
+            producer_name("default", &driver_stats(), 2, "ab"),
+            producer_name("default", &driver_stats(), 1, "ac"),
+            of(|load| load.view.push('_')),
+            of(|load| load.args.batch_rows += 1),
+            of(|load| load.args.event_timestamp = Some("at".into())),
+            of(|load| load.delete = true),
         ] {
             assert_ne!(base, other);
         }

@@ -1,4 +1,4 @@
-//! `cairn ingest`.
+//! `cairn ingest` and `cairn delete`.
 
 use super::support::{Cli, ROWS, TestResult};
 use arrow_array::{ArrayRef, Float32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
@@ -207,6 +207,50 @@ async fn a_parquet_file_is_stored() -> TestResult {
         "ingest stats broken.parquet",
         expect![[r#"
         ! error: broken.parquet: Parquet error: Invalid Parquet file. Corrupt footer
+        exit 2
+    "#]],
+    )
+    .await?;
+    cli.end().await
+}
+
+#[tokio::test]
+async fn entities_are_deleted_as_of_a_time() -> TestResult {
+    let cli = Cli::with_rows().await?;
+    cli.write("gone.csv", "driver_id,event_timestamp\n7,2024-01-01T00:01:00Z\n,2024-01-01T00:01:00Z\n")?;
+    cli.check(
+        "delete stats gone.csv",
+        expect![[r#"
+        1 deletion stored in `stats`, 1 of them newer than what their entity had; 1 row rejected
+        … s, … rows/s, token TOKEN
+        rejected (rows of the file, counted from 0):
+          row 1: join key `driver_id` is null
+        ! error: 1 row of `gone.csv` rejected; the others are stored
+        exit 2
+    "#]],
+    )
+    .await?;
+    cli.check(
+        "get stats:rating --entity driver_id=7,8 --statuses --as-of 2024-01-01T00:01:00Z",
+        expect![[r#"
+        driver_id  rating  rating__status
+                7    null  NOT_FOUND
+                8    3.25  PRESENT
+    "#]],
+    )
+    .await?;
+    cli.check(
+        "get stats:rating --entity driver_id=7 --statuses --as-of 2024-01-01T00:00:59Z",
+        expect![[r#"
+        driver_id  rating  rating__status
+                7    4.75  PRESENT
+    "#]],
+    )
+    .await?;
+    cli.check(
+        "delete stats rows.csv",
+        expect![[r#"
+        ! error: column `rating` is no join key or time of feature view `stats`, and a deletion takes nothing else; leave it out
         exit 2
     "#]],
     )

@@ -98,10 +98,9 @@ pub async fn write_rows(client: Client, number: i64, stop: Arc<AtomicBool>) -> T
         };
         let rows: Vec<Row> = (0..BATCH_ROWS).map(row).collect();
         let ask = Ingest {
-            project: PROJECT.to_owned(),
-            feature_view: "state".to_owned(),
             producer: Some(format!("writer-{number}")),
             sequence: Some(sequence),
+            ..Ingest::new(PROJECT, "state")
         };
         match client.ingest_batch(ask, batch(&rows)).await {
             Ok(_) => told.rows_ok.extend(rows),

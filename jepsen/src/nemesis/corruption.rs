@@ -45,7 +45,7 @@ pub async fn damage(
     let files = candidates(&fleet.data_dir(at), damage);
     let Some(path) = files.choose(random).cloned() else { return Ok(None) };
     let short = path.strip_prefix(fleet.cluster.folder()).unwrap_or(&path).display().to_string();
-    let mut wound = Wound::make(&path, damage, random)?;
+    let wound = Wound::make(&path, damage, random)?;
     fleet.start_node(at)?;
     let refused = fleet.cluster.ended_within(at, NOTICE).await;
     fleet.kill(at).await?;
@@ -103,9 +103,10 @@ fn candidates(folder: &Path, damage: Damage) -> Vec<PathBuf> {
     found
 }
 
-/// What was done to one file, to be undone.
+/// What was done to one file, to be undone. It stays open: a snapshot's table is the database's own under another name,
+/// and the node may take away the name that was chosen.
 struct Wound {
-    path: PathBuf,
+    file: File,
     offset: u64,
     before: Vec<u8>,
     after: Vec<u8>,
@@ -124,29 +125,28 @@ impl Wound {
         };
         let mut before = vec![0; length];
         file.read_exact_at(&mut before, offset)?;
-        let mut wound = Self { path: path.to_owned(), offset, before, after: Vec::new() };
+        let mut wound = Self { file, offset, before, after: Vec::new() };
         match damage {
             Damage::Flip => {
                 wound.after = vec![wound.before[0] ^ 1 << random.random_range(0..8)];
-                file.write_all_at(&wound.after, offset)?;
+                wound.file.write_all_at(&wound.after, offset)?;
             }
-            Damage::Cut => file.set_len(offset)?,
+            Damage::Cut => wound.file.set_len(offset)?,
         }
         Ok(wound)
     }
 
-    /// Puts the bytes back where they are still damaged: a node may have deleted or replaced the file.
-    fn heal(&mut self) -> Result<()> {
-        let Ok(file) = OpenOptions::new().read(true).write(true).open(&self.path) else { return Ok(()) };
+    /// Puts the bytes back where they are still damaged: a node may have written the file anew.
+    fn heal(&self) -> Result<()> {
         let damaged = match self.after.is_empty() {
-            true => file.metadata()?.len() == self.offset,
+            true => self.file.metadata()?.len() == self.offset,
             false => {
                 let mut now = vec![0; self.after.len()];
-                file.read_exact_at(&mut now, self.offset).is_ok() && now == self.after
+                self.file.read_exact_at(&mut now, self.offset).is_ok() && now == self.after
             }
         };
         if damaged {
-            file.write_all_at(&self.before, self.offset)?;
+            self.file.write_all_at(&self.before, self.offset)?;
         }
         Ok(())
     }
@@ -188,10 +188,14 @@ mod tests {
         let whole: Vec<u8> = (1..=200).chain(1..=200).collect();
         for (seed, damage) in [(1, Damage::Flip), (2, Damage::Cut), (3, Damage::Flip)] {
             fs::write(&path, &whole).unwrap();
-            let mut wound = Wound::make(&path, damage, &mut StdRng::seed_from_u64(seed)).unwrap();
+            let database = folder.path().join("b.sst");
+            fs::hard_link(&path, &database).unwrap();
+            let wound = Wound::make(&path, damage, &mut StdRng::seed_from_u64(seed)).unwrap();
             assert_ne!(fs::read(&path).unwrap(), whole);
+            fs::remove_file(&path).unwrap();
             wound.heal().unwrap();
-            assert_eq!(fs::read(&path).unwrap(), whole, "{damage:?}");
+            assert_eq!(fs::read(&database).unwrap(), whole, "{damage:?}");
+            fs::rename(&database, &path).unwrap();
             fs::write(&path, b"made new").unwrap();
             wound.heal().unwrap();
             assert_eq!(fs::read(&path).unwrap(), b"made new", "{damage:?}");

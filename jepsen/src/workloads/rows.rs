@@ -59,10 +59,9 @@ pub async fn put(
     rows: &[Row],
 ) -> cairn_client::Result<Ingested> {
     let ask = Ingest {
-        project: PROJECT.to_owned(),
-        feature_view: view.to_owned(),
         producer: producer.map(|(name, _)| name.to_owned()),
         sequence: producer.map(|(_, sequence)| sequence),
+        ..Ingest::new(PROJECT, view)
     };
     client.ingest_batch(ask, batch(rows)).await
 }

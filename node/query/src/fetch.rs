@@ -184,7 +184,7 @@ impl<'p> Gather<'p> {
     }
 
     fn settle(&mut self, row: usize, moment: Moment, found: Option<RowRef<'_>>) {
-        let Some(found) = found else { return self.nothing(row) };
+        let Some(found) = found.filter(|found| !found.is_deletion()) else { return self.nothing(row) };
         let (Some(status), ttl_us) = (self.status.get_mut(row), self.view.ttl_us) else { return };
         let too_old = ttl_us > 0 && moment.event_us.saturating_sub(found.event_us) > ttl_us;
         *status = if too_old { RowStatus::OutsideMaxAge } else { RowStatus::Found };

@@ -2,7 +2,7 @@
 //!
 //! For a spine row at time T the answer of a view is its row with event time E ≤ T, created time within the cutoff (by
 //! default ≤ T) and commit time within `known_us`; among those the greatest (E, created, commit). It answers as a
-//! whole: a null in it stays null. It is too old when T − E exceeds the view's ttl. Every spine row comes back exactly
+//! whole: a null in it stays null, and a deletion is no row. It is too old when T − E exceeds the view's ttl. Every spine row comes back exactly
 //! once, in order, with its own columns untouched.
 
 #[cfg(test)]

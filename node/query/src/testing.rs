@@ -14,7 +14,7 @@ use cairn_storage::engine::{Engine, EngineOptions};
 use cairn_storage::keys::{EntityKeys, slot_of};
 use cairn_storage::replica::{Entry, Replica};
 use cairn_storage::row::RowEncoder;
-use cairn_storage::shard::Shard;
+use cairn_storage::shard::{DELETE_VERSION, Shard};
 use cairn_storage::types::arrow_type;
 use parking_lot::RwLock;
 use prost::Message;
@@ -33,10 +33,17 @@ pub(crate) struct Fact {
     pub key: Vec<Cell>,
     pub event_us: i64,
     pub created_us: Option<i64>,
+    /// None = the row deletes.
     pub values: Vec<Cell>,
 }
 
-/// `"a b | event created | x y"`, `-` = null or absent.
+impl Fact {
+    pub fn deletes(&self) -> bool {
+        self.values.is_empty()
+    }
+}
+
+/// `"a b | event created | x y"`, `-` = null or absent; nothing behind the second `|` = a deletion.
 pub(crate) fn fact(text: &str) -> Fact {
     let parts: Vec<Vec<&str>> = text.split('|').map(|part| part.split_whitespace().collect()).collect();
     let [key, times, values] = parts.as_slice() else { panic!("`{text}` is no fact") };
@@ -90,7 +97,7 @@ impl Store {
         self.index += 1;
         let key_fields = &plan.key_sets[view.key_set].fields;
         let column = |field: &Field, at: usize, of: fn(&Fact) -> &Vec<Cell>| -> ArrayRef {
-            let text: StringArray = facts.iter().map(|fact| of(fact)[at].clone()).collect();
+            let text: StringArray = facts.iter().map(|fact| of(fact).get(at).cloned().flatten()).collect();
             cast(&text, &arrow_type(&field.r#type.unwrap())).unwrap()
         };
         let keys: Vec<ArrayRef> =
@@ -103,7 +110,9 @@ impl Store {
         let mut blocks: Vec<BlockWriter> = (0..SHARDS).map(|_| BlockWriter::new()).collect();
         for (row, fact) in facts.iter().enumerate() {
             let mut packed = Vec::new();
-            encoder.encode(row, &mut packed).unwrap();
+            if !fact.deletes() {
+                encoder.encode(row, &mut packed).unwrap();
+            }
             let key = keys.get(row).expect("a fact has a key");
             let created_us = fact.created_us.unwrap_or(fact.event_us);
             blocks[usize::from(slot_of(key)) % SHARDS as usize].push(key, fact.event_us, created_us, &packed);
@@ -126,7 +135,8 @@ impl Store {
                 ..Default::default()
             };
             let change = Some(Change::UpsertRows(upsert));
-            let command = ShardCommand { version: 1, proposed_at_us: committed_us, change }.encode_to_vec();
+            let command =
+                ShardCommand { version: DELETE_VERSION, proposed_at_us: committed_us, change }.encode_to_vec();
             let entry = Entry { index: self.index, command: Some(&command) };
             let outcome = shard.apply(&[entry], b"position").unwrap().remove(0);
             let outcome = ShardOutcome::decode(outcome.as_slice()).unwrap();

@@ -51,6 +51,9 @@ impl Group {
         if found.is_none() {
             sync_files(&path)?;
             point_to(dir, number)?;
+        } else if check_format(&path, format)? < format.version {
+            // From here on it may hold what its older versions do not know.
+            write_format(&path, format)?;
         }
         Ok(Self {
             engine: engine.clone(),
@@ -66,7 +69,7 @@ impl Group {
     /// # Errors
     /// As [`Group::open`].
     pub fn check(dir: &Path, format: &Format) -> Result<()> {
-        live_number(dir)?.map_or(Ok(()), |number| check_format(&dir.join(name_of(number)), format))
+        live_number(dir)?.map_or(Ok(()), |number| check_format(&dir.join(name_of(number)), format).map(drop))
     }
 
     pub fn dir(&self) -> &Path {
@@ -216,7 +219,8 @@ fn write_format(dir: &Path, format: &Format) -> Result<()> {
     write_atomic(&dir.join(FORMAT_FILE), format!("cairn {} {}\n", format.kind, format.version).as_bytes())
 }
 
-fn check_format(dir: &Path, format: &Format) -> Result<()> {
+/// The version of the database in `dir`, which this node can read.
+fn check_format(dir: &Path, format: &Format) -> Result<u32> {
     let path = dir.join(FORMAT_FILE);
     let text = fs::read_to_string(&path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Error::Corrupt(format!("{} is missing: not a Cairn database", path.display())),
@@ -244,7 +248,7 @@ fn check_format(dir: &Path, format: &Format) -> Result<()> {
             format.version
         )));
     }
-    Ok(())
+    Ok(version)
 }
 
 #[cfg(test)]

@@ -43,15 +43,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Newest version of [`cairn_proto::record::v1::ShardCommand`] this node applies: steps of a move of slots. A new kind of
-/// change, or a new layout inside one, is a new version: a node that does not know it must stop and not guess.
-pub const COMMAND_VERSION: u32 = 2;
-/// Version of a command with rows, or with nothing but time.
+/// Newest version of [`cairn_proto::record::v1::ShardCommand`] this node applies. A new kind of change, or a new layout
+/// inside one, is a new version: a node that does not know it must stop and not guess.
+pub const COMMAND_VERSION: u32 = DELETE_VERSION;
+/// Version of a command with rows, or with nothing but time. 2 came with the steps of a move of slots.
 pub const UPSERT_VERSION: u32 = 1;
+/// Version of a command with rows some of which delete.
+pub const DELETE_VERSION: u32 = 3;
 
 static FORMAT: Format = Format {
     kind: "shard",
-    version: 1,
+    version: 2, // 2: rows that delete
     families: &[
         Family { name: "latest", layout: Layout::Point },
         Family { name: "history", layout: Layout::Versioned },

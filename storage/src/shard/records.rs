@@ -12,7 +12,7 @@
 //!                  06 | move id u64 BE | log index u64 BE | n u32 BE     value  a change that a copy under way needs:
 //!                       00 | history key;   01 | segment's first slot u16 BE | sequence u64 BE | rows u32 BE | as in 01
 //! ```
-//! 03 and above are there only once slots moved (ADR-0009).
+//! A row that deletes has an empty packed row. 03 and above are there only once slots moved (ADR-0009).
 
 use super::slots::Segment;
 use crate::keys::{push_escaped, split_history_key};
@@ -30,6 +30,7 @@ pub struct RowRef<'a> {
     pub commit: u64,
     /// Commit time of that entry.
     pub committed_us: i64,
+    /// Empty where the row deletes its entity.
     pub packed: &'a [u8],
 }
 
@@ -37,6 +38,11 @@ impl RowRef<'_> {
     /// What decides the last writer.
     pub fn version(&self) -> (i64, i64, u64) {
         (self.event_us, self.created_us, self.commit)
+    }
+
+    /// It stands for no row: the entity is gone as of its event time, until a row that wins over it.
+    pub fn is_deletion(&self) -> bool {
+        self.packed.is_empty()
     }
 }
 

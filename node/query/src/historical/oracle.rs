@@ -51,6 +51,7 @@ pub(crate) fn answer(history: &[Known], ask: &Ask<'_>) -> Answer {
     }
     match best {
         None => Answer::NotFound,
+        Some((.., fact)) if fact.deletes() => Answer::NotFound,
         Some((event_us, ..)) if ask.ttl_us > 0 && time_us - event_us > ask.ttl_us => Answer::TooOld,
         Some((.., fact)) => Answer::Row(fact.values.clone()),
     }

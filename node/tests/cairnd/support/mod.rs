@@ -102,7 +102,7 @@ pub fn files(yaml: &str) -> Vec<SourceFile> {
 
 /// An ingest without a producer.
 pub fn into(view: &str) -> Ingest {
-    Ingest { project: DEFAULT_PROJECT.into(), feature_view: view.into(), producer: None, sequence: None }
+    Ingest::new(DEFAULT_PROJECT, view)
 }
 
 /// An ingest that is applied once, however often it is sent.
