@@ -46,6 +46,7 @@ mod retry;
 
 pub mod artifacts;
 pub mod cluster;
+pub mod datasets;
 pub mod definitions;
 pub mod files;
 pub mod flight;

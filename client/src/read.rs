@@ -22,6 +22,7 @@ pub fn historical(project: &str) -> GetHistoricalFeatures {
     GetHistoricalFeatures {
         project: project.to_owned(),
         feature_service: None,
+        feature_service_version: None,
         features: None,
         read: Read::default(),
         known_as_of: None,

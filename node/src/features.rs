@@ -58,6 +58,19 @@ pub fn plan(
     )
 }
 
+/// The plan of a join.
+///
+/// # Errors
+/// As [`plan`]; `InvalidArgument` for the version of a service that is not named.
+pub fn historical_plan(node: &Node, ask: &GetHistoricalFeatures) -> Result<Arc<FeaturePlan>> {
+    if ask.feature_service.is_none() && ask.feature_service_version.is_some() {
+        return Err(Error::invalid("`feature_service_version` needs a `feature_service`"));
+    }
+    let service = ask.feature_service.as_ref().map(|name| (name.clone(), ask.feature_service_version));
+    let (project, features) = (ask.project.clone(), ask.features.clone());
+    compile(node, PlanKey { project, catalog_version: 0, service, features, full_names: ask.full_feature_names })
+}
+
 /// The plan of one version of a service: what a model version reads.
 ///
 /// # Errors

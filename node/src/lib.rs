@@ -6,6 +6,7 @@
 //! - [`definitions`]: YAML files to one replicated change
 //! - [`ingest`]: rows in; [`features`]: rows out; [`predict`]: keys in, predictions out
 //! - [`meta_write`]: writes to the meta group; [`artifacts`]: model files, on a quorum before they count
+//! - [`datasets`]: moments that no later write can change
 //! - [`moves`]: slots from one shard to another
 //! - [`writes`]: whether this node takes writes; [`metrics`], [`clock`], [`error`]
 //! - [`api`]: the client port
@@ -18,6 +19,7 @@ pub mod artifacts;
 pub mod clock;
 pub mod config;
 pub mod connections;
+pub mod datasets;
 pub mod definitions;
 pub mod error;
 pub mod features;

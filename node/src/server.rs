@@ -195,12 +195,14 @@ fn service(node: &Arc<Node>) -> axum::Router {
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let definitions = api::definitions::Definitions { node: Arc::clone(node) };
     let registry = api::registry::Registry { node: Arc::clone(node) };
+    let datasets = api::datasets::Datasets { node: Arc::clone(node) };
     let artifacts = api::artifacts::Artifacts { node: Arc::clone(node) };
     let cluster = api::cluster::ClusterService { node: Arc::clone(node) };
     let limit = MESSAGE_BYTES_MAX;
     let grpc = Routes::new(flight)
         .add_service(wire::definitions_server::DefinitionsServer::new(definitions).max_decoding_message_size(limit))
         .add_service(wire::registry_server::RegistryServer::new(registry))
+        .add_service(wire::datasets_server::DatasetsServer::new(datasets))
         .add_service(wire::artifacts_server::ArtifactsServer::new(artifacts).max_decoding_message_size(limit))
         .add_service(wire::cluster_server::ClusterServer::new(cluster));
     api::http::router(Arc::clone(node)).merge(grpc.into_axum_router().reset_fallback()).fallback(api::http::unknown)

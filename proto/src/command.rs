@@ -169,6 +169,9 @@ pub struct GetHistoricalFeatures {
     pub project: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feature_service: Option<String>,
+    /// Version of the service; absent = the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature_service_version: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<Vec<String>>,
     #[serde(default)]

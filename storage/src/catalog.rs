@@ -145,7 +145,8 @@ impl Catalog {
             | Row::LineageUp(_)
             | Row::Request { .. }
             | Row::RequestSlot { .. }
-            | Row::Counters(_) => {}
+            | Row::Counters(_)
+            | Row::Dataset(_) => {}
         }
         Ok(())
     }

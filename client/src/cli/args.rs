@@ -63,6 +63,9 @@ pub enum Command {
     Get(GetArgs),
     /// Build a training set: join a spine with the features known at each row's time.
     Join(JoinArgs),
+    /// Training sets that can be made again, byte for byte.
+    #[command(subcommand)]
+    Dataset(DatasetCommand),
     /// Ask a deployment for predictions by entity key.
     Predict(PredictArgs),
     /// Register, list, promote and fetch models.
@@ -190,6 +193,76 @@ pub struct LoadArgs {
     pub event_timestamp: Option<String>,
 }
 
+/// What a join counts, and which columns it gives.
+#[derive(Debug, clap::Args)]
+pub struct JoinHow {
+    /// Column of the spine with the time of each row.
+    #[arg(long, default_value = cairn_client::command::EVENT_TIMESTAMP, value_name = "COL")]
+    pub event_timestamp: String,
+    /// One created-time limit for all rows instead of each row's own time.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub created_as_of: Option<Timestamp>,
+    /// Let corrections made after a row's time count too.
+    #[arg(long)]
+    pub ignore_created: bool,
+    /// Also give the status of each value.
+    #[arg(long)]
+    pub statuses: bool,
+    /// Name columns `view__feature`.
+    #[arg(long)]
+    pub full_feature_names: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DatasetCommand {
+    /// Join a spine at a moment that nothing written later changes, and keep how, under a name.
+    Create(DatasetCreateArgs),
+    /// Make a dataset again, on any node, and check that it has the same bytes.
+    Rebuild(DatasetRebuildArgs),
+    /// List the datasets of the project.
+    List,
+    /// Show how a dataset was made.
+    Show(DatasetShowArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DatasetCreateArgs {
+    /// Name of the dataset; it never changes.
+    pub name: String,
+    /// A feature service, or features such as `driver_stats:rating,driver_stats:trips_today`; `driver_stats:` means all
+    /// of that view.
+    #[arg(value_name = "SERVICE|VIEW:[FEATURE],…")]
+    pub features: String,
+    /// Parquet or CSV file with the join keys and a time for each row; it is kept.
+    pub spine: PathBuf,
+    /// Where the training set goes, .parquet or .csv.
+    #[arg(short = 'o', long = "out", value_name = "FILE")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub how: JoinHow,
+    /// Only what was committed by then. Default: now.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub known_as_of: Option<Timestamp>,
+    /// What it is for.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    pub description: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DatasetRebuildArgs {
+    /// Name of the dataset.
+    pub name: String,
+    /// Where the training set goes, in the format it was made in.
+    #[arg(short = 'o', long = "out", value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DatasetShowArgs {
+    /// Name of the dataset.
+    pub name: String,
+}
+
 /// How fresh an answer must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LevelArg {
@@ -248,21 +321,8 @@ pub struct JoinArgs {
     /// Where the training set goes, .parquet or .csv. Without it the first rows are shown.
     #[arg(short = 'o', long = "out", value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Column of the spine with the time of each row.
-    #[arg(long, default_value = cairn_client::command::EVENT_TIMESTAMP, value_name = "COL")]
-    pub event_timestamp: String,
-    /// One created-time limit for all rows instead of each row's own time.
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    pub created_as_of: Option<Timestamp>,
-    /// Let corrections made after a row's time count too.
-    #[arg(long)]
-    pub ignore_created: bool,
-    /// Also give the status of each value.
-    #[arg(long)]
-    pub statuses: bool,
-    /// Name columns `view__feature`.
-    #[arg(long)]
-    pub full_feature_names: bool,
+    #[command(flatten)]
+    pub how: JoinHow,
     /// Rows in one batch of the spine.
     #[arg(long, default_value_t = 16_384, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch_rows: u32,

@@ -21,6 +21,11 @@ impl Failure {
         Self { kind: ErrorKind::InvalidArgument, message: message.into(), hint: None }
     }
 
+    /// What is there already, or is not what was expected.
+    pub fn conflict(kind: ErrorKind, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: Some(hint.into()) }
+    }
+
     /// Something that takes longer than this program waits for it.
     pub fn waited(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Timeout, message: message.into(), hint: None }

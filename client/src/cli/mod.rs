@@ -8,9 +8,11 @@
 
 pub mod args;
 mod cluster;
+mod dataset;
 mod definitions;
 mod failure;
 mod ingest;
+mod join;
 mod lineage;
 mod model;
 mod output;
@@ -32,7 +34,8 @@ pub async fn run(args: Args) -> Outcome {
         Command::Ingest(args) => ingest::load(&session, ingest::Load::rows(args)).await,
         Command::Delete(args) => ingest::load(&session, ingest::Load::deletions(args)).await,
         Command::Get(args) => read::get(&session, args).await,
-        Command::Join(args) => read::join(&session, args).await,
+        Command::Dataset(command) => dataset::dataset(&session, command).await,
+        Command::Join(args) => join::join(&session, args).await,
         Command::Predict(args) => read::predict(&session, args).await,
         Command::Model(command) => model::run(&session, command).await,
         Command::Lineage(args) => lineage::lineage(&session, &args).await,

@@ -1,21 +1,15 @@
-//! `cairn get`, `cairn predict`, `cairn join`: features and predictions by key, training sets by spine.
+//! `cairn get`, `cairn predict`: features and predictions by key.
 
 use super::Session;
-use super::args::{EntityArg, Format, GetArgs, JoinArgs, LevelArg, PredictArgs, ReadArgs};
+use super::args::{EntityArg, GetArgs, LevelArg, PredictArgs, ReadArgs};
 use super::failure::{Failure, Outcome};
-use super::output::{self, count};
-use super::progress::{Progress, Unit, per_second};
+use super::output;
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
-use cairn_client::command::{Command, GetHistoricalFeatures, GetOnlineFeatures, Level, Predict, Read, ReadReply};
-use cairn_client::files::{FileFormat, ReadOptions, TableReader, TableWriter};
+use cairn_client::command::{GetOnlineFeatures, Level, Predict, Read, ReadReply};
 use cairn_client::registry::VersionOf;
 use cairn_client::{Error, ErrorKind, read};
 use serde_json::{Map, Value, json};
-use std::path::Path;
 use std::sync::Arc;
-
-/// Rows of a training set shown when no file is named.
-const ROWS_SHOWN: usize = 20;
 
 pub async fn get(session: &Session, args: GetArgs) -> Outcome {
     let (feature_service, features) = service_or_features(&args.features)?;
@@ -62,119 +56,8 @@ pub async fn predict(session: &Session, args: PredictArgs) -> Outcome {
     show(session, &rows, &reply, Some(&keys))
 }
 
-pub async fn join(session: &Session, args: JoinArgs) -> Outcome {
-    let (feature_service, features) = service_or_features(&args.features)?;
-    if let Some(out) = &args.out {
-        FileFormat::of(out)?;
-    }
-    let ask = GetHistoricalFeatures {
-        feature_service,
-        features,
-        // A training set sees everything acknowledged before it was asked for.
-        read: args.read.read(Level::Linearizable)?,
-        known_as_of: args.read.known_as_of,
-        created_as_of: args.created_as_of,
-        ignore_created: args.ignore_created,
-        event_timestamp: args.event_timestamp.clone(),
-        statuses: args.statuses,
-        full_feature_names: args.full_feature_names,
-        ..read::historical(session.project())
-    };
-    let options = ReadOptions {
-        batch_rows: args.batch_rows as usize,
-        types: spine_types(session, &ask).await?,
-        event_timestamp: None,
-    };
-    let reader = TableReader::open(&args.spine, &options)?;
-    let spine_rows = reader.rows();
-    let progress = Progress::start("joining", Unit::Rows, spine_rows);
-    let schema = reader.schema().clone();
-    let joined = session.client.historical_features(ask, schema, reader.into_stream()).await;
-    let mut joined = joined.map_err(unknown_name)?;
-
-    let mut kept = Kept::new(session.global.output, args.out.as_deref(), joined.schema())?;
-    let mut rows = 0;
-    while let Some(batch) = joined.next().await? {
-        rows += batch.num_rows() as u64;
-        kept.add(batch)?;
-        progress.at(rows);
-    }
-    if rows != spine_rows {
-        return Err(Failure::from(Error::Protocol {
-            address: session.client.address().to_owned(),
-            reason: format!("{} came back for a spine of {}", count(rows, "row"), count(spine_rows, "row")),
-        }));
-    }
-    let elapsed = progress.elapsed();
-    progress.clear();
-    let columns: Vec<_> = joined.schema().fields().iter().map(|field| field.name().clone()).collect();
-    let shown = kept.finish()?;
-    let table = output::batches(&shown)?;
-    let token = &joined.read_reply().token;
-    let text = || {
-        let more = rows.saturating_sub(shown.iter().map(|batch| batch.num_rows() as u64).sum());
-        let head = match &args.out {
-            Some(out) => format!("{} with {} columns in `{}`\n", count(rows, "row"), columns.len(), out.display()),
-            None if more > 0 => format!("{table}… and {} more; -o FILE keeps them all\n", count(more, "row")),
-            None => table,
-        };
-        let rate = indicatif::HumanCount(per_second(rows, elapsed));
-        format!("{head}{:.1} s, {rate} rows/s, token {token}\n", elapsed.as_secs_f64())
-    };
-    let listed = if args.out.is_some() { Value::Null } else { output::batches_json(&shown)? };
-    let json = || {
-        json!({
-            "rows_joined": rows,
-            "columns": columns,
-            "rows": listed,
-            "out": args.out,
-            "token": token,
-            "seconds": elapsed.as_secs_f64(),
-        })
-    };
-    output::answer(session.global.output, text, json)
-}
-
-/// Where joined rows go: a file, or memory (the first few for people, all for programs).
-struct Kept {
-    writer: Option<TableWriter>,
-    shown: Vec<RecordBatch>,
-    limit: usize,
-}
-
-impl Kept {
-    fn new(format: Format, out: Option<&Path>, schema: &arrow_schema::SchemaRef) -> Result<Self, Failure> {
-        let writer = out.map(|out| TableWriter::create(out, schema)).transpose()?;
-        let limit = match (&writer, format) {
-            (Some(_), _) => 0,
-            (None, Format::Table) => ROWS_SHOWN,
-            (None, Format::Json) => usize::MAX,
-        };
-        Ok(Self { writer, shown: Vec::new(), limit })
-    }
-
-    fn add(&mut self, batch: RecordBatch) -> Result<(), Failure> {
-        if let Some(writer) = &mut self.writer {
-            return Ok(writer.write(&batch)?);
-        }
-        let rows = batch.num_rows().min(self.limit);
-        if rows > 0 {
-            self.shown.push(batch.slice(0, rows));
-            self.limit -= rows;
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<Vec<RecordBatch>, Failure> {
-        if let Some(writer) = self.writer {
-            writer.finish()?;
-        }
-        Ok(self.shown)
-    }
-}
-
 impl ReadArgs {
-    fn read(&self, default: Level) -> Result<Read, Failure> {
+    pub(super) fn read(&self, default: Level) -> Result<Read, Failure> {
         let level = match self.level {
             Some(LevelArg::Linearizable) => Level::Linearizable,
             Some(LevelArg::Session) => Level::Session,
@@ -192,7 +75,7 @@ impl ReadArgs {
 }
 
 /// A name is a service; anything with `:` or `,` is a list of features, in which `view:` means the whole view.
-fn service_or_features(text: &str) -> Result<(Option<String>, Option<Vec<String>>), Failure> {
+pub(super) fn service_or_features(text: &str) -> Result<(Option<String>, Option<Vec<String>>), Failure> {
     if !text.contains([':', ',']) {
         return Ok((Some(text.to_owned()), None));
     }
@@ -230,17 +113,7 @@ fn entities(args: &[EntityArg]) -> Result<Map<String, Value>, Failure> {
     Ok(columns)
 }
 
-/// Types for a CSV spine: those of the answer's columns of the same names. A node that does not tell leaves them to be
-/// inferred; what is wrong with the command is told by the join itself.
-async fn spine_types(session: &Session, ask: &GetHistoricalFeatures) -> Result<Option<arrow_schema::Schema>, Failure> {
-    match session.client.schema(&Command::GetHistoricalFeatures(ask.clone())).await {
-        Ok(types) => Ok(Some(types)),
-        Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidArgument) => Ok(None),
-        Err(error) => Err(unknown_name(error)),
-    }
-}
-
-fn unknown_name(error: Error) -> Failure {
+pub(super) fn unknown_name(error: Error) -> Failure {
     Failure::from(error).hint_when(ErrorKind::NotFound, "`cairn definitions` and `cairn model list` show what there is")
 }
 

@@ -2,6 +2,7 @@
 //! real node.
 
 mod cluster;
+mod datasets;
 mod definitions;
 mod models;
 mod reads;

@@ -129,6 +129,13 @@ impl Cli {
         Ok(())
     }
 
+    /// Kills the node and starts it again.
+    pub async fn restart(&mut self) -> TestResult {
+        self.cluster.kill(0).await?;
+        self.cluster.spawn(0)?;
+        Ok(self.cluster.ready(0, 1).await?)
+    }
+
     pub async fn end(self) -> TestResult {
         Ok(self.cluster.stop().await?)
     }

@@ -76,7 +76,7 @@ pub async fn historical(
     replies: &Sender,
 ) -> Result<(), Status> {
     node.ensure(&ask.read, 0..=0).await?;
-    let plan = features::plan(node, &ask.project, &ask.feature_service, &ask.features, ask.full_feature_names)?;
+    let plan = features::historical_plan(node, ask)?;
     let mut spine: Vec<RecordBatch> = Vec::new();
     let mut schema: Option<SchemaRef> = None;
     let (mut rows, mut bytes) = (0usize, 0usize);

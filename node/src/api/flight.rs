@@ -183,13 +183,7 @@ impl Flight {
             }
             Command::GetHistoricalFeatures(ask) => {
                 self.node.ensure(&ask.read, 0..=0).await?;
-                let plan = features::plan(
-                    &self.node,
-                    &ask.project,
-                    &ask.feature_service,
-                    &ask.features,
-                    ask.full_feature_names,
-                )?;
+                let plan = features::historical_plan(&self.node, ask)?;
                 Ok(plan.output_schema(ask.statuses)?.as_ref().clone())
             }
             Command::Ingest(ask) => {

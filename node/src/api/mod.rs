@@ -2,12 +2,13 @@
 //!
 //! - [`flight`]: Arrow Flight's calls; [`exchange`]: its long-lived ones; [`wire`]: batches to messages and back
 //! - [`entities`]: entity rows written as JSON
-//! - [`definitions`], [`registry`], [`artifacts`], [`cluster`]: Cairn's own gRPC services
+//! - [`definitions`], [`registry`], [`datasets`], [`artifacts`], [`cluster`]: Cairn's own gRPC services
 //! - [`http`]: JSON over HTTP: feature reads, inference, health, metrics
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod artifacts;
 pub mod cluster;
+pub mod datasets;
 pub mod definitions;
 pub mod entities;
 pub mod exchange;

@@ -20,4 +20,5 @@ mod story_5_models;
 mod story_6_three_nodes;
 mod story_7_cluster;
 mod story_8_slots;
+mod story_9_datasets;
 mod support;

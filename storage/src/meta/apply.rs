@@ -1,14 +1,14 @@
 //! One entry: its command decoded, answered once per request id, its rows put or its refusal recorded.
 
-use super::rows::{counters_key, request_key, request_slot_key};
-use super::{Row, Working, canonical, cluster, definitions, registry, slots};
+use super::rows::{counters_key, dataset_key, request_key, request_slot_key};
+use super::{Row, Working, canonical, cluster, datasets, definitions, registry, slots};
 use crate::catalog::Catalog;
 use crate::replica::Applied;
 use crate::{Error, Fatal};
 use cairn_proto::ErrorKind;
 use cairn_proto::record::v1::meta_command::Change;
 use cairn_proto::record::v1::meta_outcome::Outcome;
-use cairn_proto::record::v1::{Done, MetaCommand, MetaCounters, MetaOutcome, Refusal};
+use cairn_proto::record::v1::{Done, MetaCommand, MetaCounters, MetaOutcome, Refusal, RegisterDataset};
 use prost::Message;
 
 /// Newest version of `MetaCommand` this node applies, and the one to propose.
@@ -65,6 +65,13 @@ pub fn apply(working: &mut Working<'_>, applied: &mut Applied, command: &[u8]) -
 }
 
 fn answer(working: &mut Working<'_>, applied: Applied, change: &Change) -> Result<Outcome, Fatal> {
+    // Not in the catalog: there may be many.
+    let taken = match change {
+        Change::RegisterDataset(RegisterDataset { dataset: Some(dataset) }) => {
+            working.row(&dataset_key(&dataset.project, &dataset.name))?.is_some()
+        }
+        _ => false,
+    };
     let context = Context { catalog: &working.catalog, index: applied.index, now_us: applied.time_us };
     let answer = match change {
         Change::InitCluster(ask) => cluster::init_cluster(&context, ask),
@@ -78,6 +85,7 @@ fn answer(working: &mut Working<'_>, applied: Applied, change: &Change) -> Resul
         Change::ApplyDefinitions(ask) => definitions::apply_definitions(&context, ask),
         Change::RegisterModelVersion(ask) => registry::register_model_version(&context, ask),
         Change::MoveAlias(ask) => registry::move_alias(&context, ask),
+        Change::RegisterDataset(ask) => datasets::register(&context, ask, taken),
         Change::TimeTick(_) => Ok((Outcome::Done(Done {}), Vec::new())),
     };
     match answer {

@@ -6,6 +6,8 @@
 //! | feature view, on-demand feature view version | whatever reads it, bound to that version | `reads` |
 //! | feature service version | model version | `trained_on` |
 //! | artifact | model version | `artifact_of` |
+//! | artifact | dataset | `spine_of` |
+//! | feature service version, or each view | dataset | `joined`, `reads` |
 //! | model version | alias that points (or pointed) to it | `aliased` |
 //! | model version or alias | deployment version | `serves` |
 
@@ -28,6 +30,7 @@ pub enum LineageNode<'a> {
     Alias { project: &'a str, model: &'a str, alias: &'a str },
     Deployment { project: &'a str, name: &'a str, version: u32 },
     Artifact { root: &'a [u8] },
+    Dataset { project: &'a str, name: &'a str },
 }
 
 impl fmt::Display for LineageNode<'_> {
@@ -42,6 +45,7 @@ impl fmt::Display for LineageNode<'_> {
             Self::ModelVersion { project, model, version } => write!(f, "model_version:{project}/{model}@{version}"),
             Self::Alias { project, model, alias } => write!(f, "alias:{project}/{model}@{alias}"),
             Self::Deployment { project, name, version } => write!(f, "deployment:{project}/{name}@{version}"),
+            Self::Dataset { project, name } => write!(f, "dataset:{project}/{name}"),
             Self::Artifact { root } => {
                 f.write_str("artifact:")?;
                 root.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

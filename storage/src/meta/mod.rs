@@ -1,7 +1,7 @@
 //! Group 0: the state machine that keeps definitions, models, aliases, lineage, nodes and the slot map.
 //!
-//! In reading order: `apply` (a command in, an outcome out), `cluster`, `slots`, `definitions`, `registry` (what
-//! each change does), `lineage` (what depends on what), `rows` (how it is stored), `canonical` (one encoding),
+//! In reading order: `apply` (a command in, an outcome out), `cluster`, `slots`, `definitions`, `registry`,
+//! `datasets` (what each change does), `lineage` (what depends on what), `rows` (how it is stored), `canonical` (one encoding),
 //! `names`.
 //!
 //! Always true:
@@ -12,6 +12,7 @@
 mod apply;
 mod canonical;
 mod cluster;
+mod datasets;
 mod definitions;
 mod lineage;
 mod names;
@@ -35,7 +36,7 @@ use crate::digest::{self, Digest, Digests, Span, digest};
 use crate::engine::{Cf, Db, Engine, Family, Format, Group, IterOptions, Layout};
 use crate::replica::{Applied, Entry, Replica};
 use crate::{Error, Fatal, Result};
-use cairn_proto::record::v1::{AliasMove, Audit, LineageEdge, MetaCommand, TimeTick, meta_command::Change};
+use cairn_proto::record::v1::{AliasMove, Audit, Dataset, LineageEdge, MetaCommand, TimeTick, meta_command::Change};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,8 @@ use std::sync::Arc;
 
 /// Depth of a lineage question that names none.
 pub const LINEAGE_DEPTH: u32 = 10;
+/// Datasets in one list.
+pub const DATASETS_LISTED_MAX: usize = 10_000;
 /// Edges in one lineage answer.
 pub const LINEAGE_EDGES_MAX: usize = 10_000;
 
@@ -112,6 +115,43 @@ impl Meta {
             Ok(())
         })?;
         Ok(moves)
+    }
+
+    /// # Errors
+    /// `NotFound` with a near name, for an unknown project too; `InvalidArgument` for what is no name; `Corrupt`, `Io`.
+    pub fn dataset(&self, project: &str, name: &str) -> Result<Dataset> {
+        self.catalog().project(project)?;
+        check_name("a dataset", name)?;
+        if let Some(value) = self.group.db().get(ROWS, &rows::dataset_key(project, name))?
+            && let Some(Row::Dataset(dataset)) = Row::decode(&rows::dataset_key(project, name), &value)?
+        {
+            return Ok(*dataset);
+        }
+        let known = self.datasets(project)?;
+        let names = known.iter().map(|dataset| dataset.name.as_str());
+        let hint = crate::near::hint(name, names, "the project has none yet (`cairn dataset create`)");
+        Err(Error::NotFound(format!("dataset `{name}` not found in project `{project}`; {hint}")))
+    }
+
+    /// The datasets of a project, by name; at most [`DATASETS_LISTED_MAX`].
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown project; `TooLarge`; `Corrupt`, `Io`.
+    pub fn datasets(&self, project: &str) -> Result<Vec<Dataset>> {
+        self.catalog().project(project)?;
+        let mut datasets = Vec::new();
+        visit_rows(&self.group.db(), &rows::datasets_prefix(project), &mut |row| {
+            if datasets.len() >= DATASETS_LISTED_MAX {
+                return Err(Error::TooLarge(format!(
+                    "project `{project}` has more than {DATASETS_LISTED_MAX} datasets; ask for one by name"
+                )));
+            }
+            if let Row::Dataset(dataset) = row {
+                datasets.push(*dataset);
+            }
+            Ok(())
+        })?;
+        Ok(datasets)
     }
 
     /// The edges reachable from `node`, nearest first: what it was made from (`up`), or what was made from it.

@@ -16,6 +16,7 @@
 //! 0a request id                       MetaOutcome: the first one
 //! 0b slot u32                         request id whose turn to be forgotten this slot is
 //! 0c                                  MetaCounters
+//! 0d project, name                    Dataset
 //! ```
 //! Golden files: `tests/golden/meta_rows_v1.hex`, `tests/golden/meta_rows_v2.hex`,
 //! `tests/golden/meta_clusters_v2.hex`.
@@ -24,7 +25,8 @@ use super::canonical;
 use crate::catalog::DefinitionKind;
 use crate::{Error, Result};
 use cairn_proto::record::v1::{
-    AliasMove, ClusterInfo, DefinitionVersion, LineageEdge, MetaCounters, ModelVersion, Node, NodeState, Project,
+    AliasMove, ClusterInfo, Dataset, DefinitionVersion, LineageEdge, MetaCounters, ModelVersion, Node, NodeState,
+    Project,
 };
 use prost::Message;
 
@@ -51,6 +53,7 @@ mod tag {
     pub const REQUEST: u8 = 0x0a;
     pub const REQUEST_SLOT: u8 = 0x0b;
     pub const COUNTERS: u8 = 0x0c;
+    pub const DATASET: u8 = 0x0d;
 }
 
 /// One row. Its key follows from its content.
@@ -68,6 +71,7 @@ pub enum Row {
     Request { id: String, outcome: Vec<u8> },
     RequestSlot { slot: u32, id: String },
     Counters(MetaCounters),
+    Dataset(Box<Dataset>),
 }
 
 impl Row {
@@ -97,6 +101,7 @@ impl Row {
             Self::Request { id, .. } => request_key(id),
             Self::RequestSlot { slot, .. } => request_slot_key(*slot),
             Self::Counters(_) => counters_key(),
+            Self::Dataset(dataset) => dataset_key(&dataset.project, &dataset.name),
         }
     }
 
@@ -113,6 +118,7 @@ impl Row {
             Self::Request { outcome, .. } => value.extend(outcome),
             Self::RequestSlot { id, .. } => value.extend(id.as_bytes()),
             Self::Counters(it) => value.extend(it.encode_to_vec()),
+            Self::Dataset(it) => value.extend(it.encode_to_vec()),
         }
         value
     }
@@ -151,6 +157,7 @@ impl Row {
             tag::LINEAGE_DOWN => read(message, Self::LineageDown),
             tag::LINEAGE_UP => read(message, Self::LineageUp),
             tag::COUNTERS => read(message, Self::Counters),
+            tag::DATASET => read(message, |dataset| Self::Dataset(Box::new(dataset))),
             tag::REQUEST => {
                 let id = key[1..].strip_suffix(&[0]).and_then(|id| std::str::from_utf8(id).ok()).ok_or_else(corrupt)?;
                 let id = id.to_owned();
@@ -193,6 +200,15 @@ pub fn request_slot_key(slot: u32) -> Vec<u8> {
 
 pub fn counters_key() -> Vec<u8> {
     Key::new(tag::COUNTERS).done()
+}
+
+pub fn dataset_key(project: &str, name: &str) -> Vec<u8> {
+    Key::new(tag::DATASET).text(project).text(name).done()
+}
+
+/// All datasets of a project, by name.
+pub fn datasets_prefix(project: &str) -> Vec<u8> {
+    Key::new(tag::DATASET).text(project).0
 }
 
 /// Keys below this make up the catalog.

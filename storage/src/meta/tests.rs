@@ -13,7 +13,7 @@ use cairn_proto::record::v1::{
     AddNode, ApplyDefinitions, Arm, BeginSlotMove, BlobRef, CancelSlotMove, ChangeNodeState, Definition,
     DefinitionVersion, Deployment, EndSlotMove, Entity, FeatureService, FeatureType, FeatureView, Field, InitCluster,
     MetaCommand, MetaOutcome, Model, ModelVersion, MoveAlias, Node, NodeState, OnDemandFeature, OnDemandFeatureView,
-    RegisterModelVersion, SlotMove, SlotMoveState, SwitchSlotMap, TimeTick, UpdateNode, ValueKind,
+    RegisterDataset, RegisterModelVersion, SlotMove, SlotMoveState, SwitchSlotMap, TimeTick, UpdateNode, ValueKind,
 };
 use prost::Message;
 use tempfile::TempDir;
@@ -151,6 +151,25 @@ fn model(name: &str, feature_service: &str) -> Definition {
 fn deployment(name: &str, model: &str, champion: Arm) -> Definition {
     let (name, model, champion) = (name.to_owned(), model.to_owned(), Some(champion));
     of(Kind::Deployment(Deployment { name, model, champion, ..Default::default() }))
+}
+
+/// A dataset of features.
+fn dataset(project: &str, name: &str, features: &[&str]) -> Dataset {
+    Dataset {
+        project: project.into(),
+        name: name.into(),
+        spine: Some(BlobRef { root: vec![7; 32].into(), size: 9, sha256: vec![8; 32].into() }),
+        spine_file: "spine.csv".into(),
+        event_timestamp: "event_timestamp".into(),
+        features: features.iter().map(|feature| (*feature).to_owned()).collect(),
+        known_us: 300,
+        created_as_of_us: Some(-2),
+        content: vec![9; 32].into(),
+        file_format: "parquet".into(),
+        rows: 4,
+        token: "1@258".into(),
+        ..Default::default()
+    }
 }
 
 fn register(project: &str, model: &str, feature_service: &str, create_model: bool) -> Change {

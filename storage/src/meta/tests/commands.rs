@@ -287,6 +287,60 @@ fn model_versions_know_what_they_were_made_from() {
 }
 
 #[test]
+fn datasets_are_kept_once_with_what_they_were_made_from() {
+    let bench = Bench::new();
+    bench.define(&[driver(), view("rides", 0, &["a"]), service("eta", &["rides"])]);
+    let ask = |dataset| Change::RegisterDataset(RegisterDataset { dataset: Some(dataset) });
+    let may = || dataset("p", "may", &["rides@1:a"]);
+    let Outcome::DatasetRegistered(made) = bench.ok(ask(may())) else { panic!() };
+    assert_eq!(made, Dataset { created_us: 1_000, index: bench.meta.applied().index, ..may() });
+    assert_eq!(bench.meta.dataset("p", "may").unwrap(), made);
+    bench.refused(ask(may()), "already_exists", "has a dataset `may`");
+    let of_service = Dataset {
+        name: "june".into(),
+        features: Vec::new(),
+        feature_service: "eta".into(),
+        feature_service_version: 1,
+        ..may()
+    };
+    bench.ok(ask(of_service.clone()));
+    let names = |project| bench.meta.datasets(project).map(|all| all.into_iter().map(|it| it.name).collect::<Vec<_>>());
+    assert_eq!(names("p").unwrap(), ["june", "may"]);
+    assert_eq!(names("q").unwrap_err().kind(), cairn_proto::ErrorKind::NotFound);
+    let error = bench.meta.dataset("p", "mai").unwrap_err().to_string();
+    assert_eq!(error, "dataset `mai` not found in project `p`; did you mean `may`?");
+
+    let up = |node: &str| -> Vec<(String, String)> {
+        bench.meta.lineage(node, true, 1).unwrap().into_iter().map(|edge| (edge.from, edge.kind)).collect()
+    };
+    let spine = (format!("artifact:{}", "07".repeat(32)), "spine_of".to_owned());
+    assert_eq!(up("dataset:p/may"), [spine.clone(), ("feature_view:p/rides@1".into(), "reads".into())]);
+    assert_eq!(up("dataset:p/june"), [spine, ("feature_service:p/eta@1".into(), "joined".into())]);
+
+    let check = |wrong: Dataset, kind, message| bench.refused(ask(wrong), kind, message);
+    let other = || dataset("p", "july", &["rides@1:a"]);
+    check(Dataset { name: "a/b".into(), ..other() }, "invalid_argument", "`a/b` is not a name for a dataset");
+    check(Dataset { project: "q".into(), ..other() }, "not_found", "project `q` not found");
+    check(Dataset { spine: None, ..other() }, "invalid_argument", "upload the file first");
+    check(Dataset { content: vec![1].into(), ..other() }, "invalid_argument", "BLAKE3");
+    check(Dataset { file_format: "xls".into(), ..other() }, "invalid_argument", "parquet or csv");
+    check(Dataset { features: Vec::new(), ..other() }, "invalid_argument", "either a feature service or features");
+    check(
+        Dataset { feature_service: "eta".into(), ..other() },
+        "invalid_argument",
+        "either a feature service or features",
+    );
+    check(
+        Dataset { feature_service_version: 0, name: "j".into(), ..of_service.clone() },
+        "invalid_argument",
+        "version of",
+    );
+    check(Dataset { feature_service_version: 2, name: "j".into(), ..of_service.clone() }, "not_found", "eta");
+    check(Dataset { features: vec!["rides@1:b".into()], ..other() }, "not_found", "feature `b`");
+    check(Dataset { description: "x".repeat(1 << 20), ..other() }, "too_large", "the limit is");
+}
+
+#[test]
 fn aliases_move_by_compare_and_set_and_leave_a_history() {
     let bench = Bench::new();
     bench.define(&[driver()]);

@@ -61,6 +61,7 @@ fn one_of_each() -> Vec<Row> {
         Row::Request { id: text("request-1"), outcome: vec![1, 2, 3] },
         Row::RequestSlot { slot: 258, id: text("request-1") },
         Row::Counters(MetaCounters { requests: 259 }),
+        Row::Dataset(Box::new(dataset("p", "may", &["rides@1:rating"]))),
     ]
 }
 
