@@ -67,6 +67,12 @@ pub enum Event {
         group: GroupId,
         index: u64,
     },
+    /// The log of a node begins at `first` now; what stood before it is in a snapshot.
+    Purged {
+        node: NodeId,
+        group: GroupId,
+        first: u64,
+    },
     /// A client's command; it is numbered, and says whether it may be sent again.
     Proposed {
         operation: u64,

@@ -57,6 +57,11 @@ impl Observer {
         let known = self.logs.entry((node, group)).or_default();
         let Some((last, _)) = wal.group(group).last else { return };
         let first = wal.group(group).first_index.unwrap_or(last);
+        // What was replaced and purged between two looks was never seen as it was at last.
+        if known.first_key_value().is_some_and(|(oldest, _)| *oldest < first) {
+            *known = known.split_off(&first);
+            history.see(&Event::Purged { node, group, first: first + 1 });
+        }
         let mut found = Vec::new();
         for index in (first..=last).rev() {
             let Ok(read) = wal.read(group, index..index + 1, usize::MAX) else { return };

@@ -33,6 +33,10 @@ impl Invariant for LeaderCompleteness {
                 let log = self.logs.entry((*node, *group)).or_default();
                 *log = log.split_off(&(index + 1));
             }
+            Event::Purged { node, group, first } => {
+                let log = self.logs.entry((*node, *group)).or_default();
+                *log = log.split_off(first);
+            }
             Event::Applied { group, index, leader: Some(leader), .. } => {
                 let last = self.committed.entry((*group, *leader)).or_default();
                 *last = (*last).max(*index);
@@ -77,6 +81,9 @@ mod tests {
         last_of(vec![applied.clone(), other.clone(), leads(vote(3, 3), 7)]).unwrap_err();
         let installed = |index| Event::Installed { node: 3, group: 1, index };
         last_of(vec![applied.clone(), other.clone(), installed(7), leads(vote(3, 3), 8)]).unwrap();
-        last_of(vec![applied, other, installed(6), leads(vote(3, 3), 8)]).unwrap_err();
+        last_of(vec![applied.clone(), other.clone(), installed(6), leads(vote(3, 3), 8)]).unwrap_err();
+        let purged = |first| Event::Purged { node: 3, group: 1, first };
+        last_of(vec![applied.clone(), other.clone(), purged(8), leads(vote(3, 3), 8)]).unwrap();
+        last_of(vec![applied, other, purged(7), leads(vote(3, 3), 8)]).unwrap_err();
     }
 }
