@@ -232,6 +232,11 @@ impl SnapshotStore {
         Ok(dir)
     }
 
+    /// The replica has come to `index` by itself. Blocks, when that makes what came of a snapshot useless.
+    pub fn passed(&self, index: u64) -> Result<()> {
+        self.parts.passed(index)
+    }
+
     /// Starts to receive a snapshot at `meta` of `files`; another that is under way ends. Blocks.
     pub fn receive(&self, meta: &SnapshotMeta, files: Vec<SnapshotFile>) -> Result<Incoming> {
         self.parts.begin(meta, files)

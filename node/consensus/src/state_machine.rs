@@ -45,7 +45,9 @@ impl StateMachine {
         applied: watch::Sender<u64>,
     ) -> io::Result<Self> {
         let position = codec::decode_meta(Bytes::from(replica.position().unwrap_or_default()))?;
-        applied.send_replace(index_or_zero(position.last_log_id.as_ref()));
+        let index = index_or_zero(position.last_log_id.as_ref());
+        snapshots.passed(index).map_err(io::Error::other)?;
+        applied.send_replace(index);
         Ok(Self { replica, host, snapshots, building, position, applied })
     }
 
@@ -62,7 +64,8 @@ impl StateMachine {
                 position.last_membership = StoredMembership::new(Some(entry.log_id), membership.clone());
             }
         }
-        let replica = self.replica.clone();
+        let (replica, snapshots) = (self.replica.clone(), self.snapshots.clone());
+        let index = index_or_zero(position.last_log_id.as_ref());
         let encoded = codec::encode_meta(&position);
         let work = move || {
             let entries: Vec<ReplicaEntry<'_>> = batch
@@ -80,10 +83,11 @@ impl StateMachine {
                 let message = format!("{} outcomes for {} entries", outcomes.len(), batch.len());
                 return Err(io::Error::other(message));
             }
+            snapshots.passed(index).map_err(io::Error::other)?;
             Ok((batch, outcomes))
         };
         let (batch, outcomes) = blocking(work).await?;
-        self.applied.send_replace(index_or_zero(position.last_log_id.as_ref()));
+        self.applied.send_replace(index);
         self.position = position;
         for ((_, responder), outcome) in batch.into_iter().zip(outcomes) {
             if let Some(responder) = responder {

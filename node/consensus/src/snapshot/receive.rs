@@ -8,7 +8,7 @@
 //! Files are kept by what is in them, so the next try goes on where this one stopped, and one of a newer checkpoint finds
 //! the files that are in both. Always true: there is nothing here but files of the last list that was begun, so at most
 //! one snapshot; one transfer writes at a time, the youngest; the beginning of a file counts for nothing until the whole
-//! has its hash.
+//! has its hash; what is of a snapshot that the replica has passed goes as soon as no transfer writes it.
 
 use super::{read_checked, sync_dir, write_checked};
 use crate::codec;
@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const FILES_MAX: usize = 1 << 18;
 const OF: &str = "OF";
 const PART: &str = ".part";
+const NOTHING: u64 = u64::MAX;
 
 /// Bytes of snapshots that came in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,18 +43,44 @@ pub struct Received {
 #[derive(Debug)]
 pub struct Parts {
     root: PathBuf,
-    /// Number of the transfer that may write.
-    turn: Mutex<u64>,
+    turn: Mutex<Turn>,
+    /// Index of the snapshot that is here in part; [`NOTHING`] when none is.
+    of: AtomicU64,
+    /// Index that the replica has come to.
+    applied: AtomicU64,
     sent: AtomicU64,
     kept: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Turn {
+    /// Of the transfer that may write.
+    number: u64,
+    /// Whether it still does.
+    under_way: bool,
+}
+
+impl Turn {
+    fn next(&mut self, under_way: bool) -> u64 {
+        *self = Self { number: self.number + 1, under_way };
+        self.number
+    }
 }
 
 impl Parts {
     /// Keeps what an interrupted transfer left under `root`, if it is known what of.
     pub fn open(root: PathBuf) -> Result<Self> {
-        let parts = Self { root, turn: Mutex::new(0), sent: AtomicU64::new(0), kept: AtomicU64::new(0) };
-        if parts.of()?.is_none() {
-            parts.remove_all()?;
+        let parts = Self {
+            root,
+            turn: Mutex::default(),
+            of: AtomicU64::new(NOTHING),
+            applied: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+        };
+        match parts.read_of()? {
+            Some(of) => parts.of.store(index_or_zero(of.last_log_id.as_ref()), Ordering::Release),
+            None => parts.remove_all()?,
         }
         Ok(parts)
     }
@@ -81,7 +108,7 @@ impl Parts {
     pub fn begin(self: &Arc<Self>, meta: &SnapshotMeta, files: Vec<SnapshotFile>) -> Result<Incoming> {
         check(&files)?;
         let mut turn = self.turn.lock();
-        *turn += 1;
+        let number = turn.next(false);
         let begin = || -> std::io::Result<()> {
             fs::create_dir_all(&self.root)?;
             let wanted: BTreeSet<String> = files.iter().map(|file| hex(&file.blake3)).collect();
@@ -90,28 +117,46 @@ impl Parts {
                     fs::remove_file(path)?;
                 }
             }
+            self.of.store(index_or_zero(meta.last_log_id.as_ref()), Ordering::Release);
             write_checked(&self.root.join(OF), &codec::encode_meta(meta))
         };
         begin().map_err(self.cannot("begin a snapshot in"))?;
-        Ok(Incoming { parts: self.clone(), turn: *turn, files, open: None, sent: 0 })
+        turn.under_way = true;
+        Ok(Incoming { parts: self.clone(), turn: number, files, open: None, sent: 0 })
+    }
+
+    /// The replica has come to `index`. Blocks when that ends the use of what is here.
+    pub fn passed(&self, index: u64) -> Result<()> {
+        self.applied.fetch_max(index, Ordering::AcqRel);
+        if self.of.load(Ordering::Acquire) > index {
+            return Ok(());
+        }
+        let turn = self.turn.lock();
+        // The sender learns from the end of its transfer how far this replica is, and would begin a broken one anew.
+        if turn.under_way { Ok(()) } else { self.forget_passed() }
+    }
+
+    /// The holder of the turn calls.
+    fn forget_passed(&self) -> Result<()> {
+        let passed = self.of.load(Ordering::Acquire) <= self.applied.load(Ordering::Acquire);
+        if passed { self.remove_all() } else { Ok(()) }
     }
 
     /// Removes what is of a snapshot no newer than `position`, because the replica has come that far. A transfer of it
     /// that is under way ends. Blocks.
     pub fn forget_upto(&self, position: Option<&LogId>) -> Result<()> {
         let mut turn = self.turn.lock();
-        match self.of()? {
-            Some(of) if of.last_log_id.as_ref() > position => Ok(()),
-            None if !self.root.exists() => Ok(()),
-            _ => {
-                *turn += 1;
-                self.remove_all()
-            }
+        let index = index_or_zero(position);
+        self.applied.fetch_max(index, Ordering::AcqRel);
+        if self.of.load(Ordering::Acquire) > index {
+            return Ok(());
         }
+        turn.next(false);
+        self.remove_all()
     }
 
     /// The snapshot that the files are of.
-    fn of(&self) -> Result<Option<SnapshotMeta>> {
+    fn read_of(&self) -> Result<Option<SnapshotMeta>> {
         let path = self.root.join(OF);
         let Some(bytes) = read_checked(&path)? else { return Ok(None) };
         // Written by another version: of no use to this one.
@@ -121,7 +166,10 @@ impl Parts {
     fn remove_all(&self) -> Result<()> {
         match fs::remove_dir_all(&self.root) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(self.cannot("remove")(error)),
-            _ => Ok(()),
+            _ => {
+                self.of.store(NOTHING, Ordering::Release);
+                Ok(())
+            }
         }
     }
 
@@ -212,7 +260,7 @@ impl Incoming {
     pub fn accept(&mut self, frame: SnapshotFrame) -> Result<()> {
         let parts = self.parts.clone();
         let turn = parts.turn.lock();
-        self.check_turn(*turn)?;
+        self.check_turn(turn.number)?;
         let taken = match frame.part {
             Some(Part::Start(start)) => self.start(&start),
             Some(Part::Data(data)) => self.append(&data),
@@ -302,7 +350,7 @@ impl Incoming {
     /// `Unavailable` when files are missing.
     pub fn finish(self, data: &Path) -> Result<Received> {
         let turn = self.parts.turn.lock();
-        self.check_turn(*turn)?;
+        self.check_turn(turn.number)?;
         let lacking = |file: &&SnapshotFile| !self.parts.whole(file).exists();
         if self.open.is_some() || self.files.iter().any(|file| lacking(&file)) {
             return Err(Error::Unavailable("a snapshot transfer ended before its last file".into()));
@@ -319,6 +367,19 @@ impl Incoming {
         let received = Received { sent: self.sent, kept: total.saturating_sub(self.sent) };
         self.parts.kept.fetch_add(received.kept, Ordering::Relaxed);
         Ok(received)
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        let mut turn = self.parts.turn.lock();
+        if turn.number != self.turn {
+            return;
+        }
+        turn.under_way = false;
+        if let Err(error) = self.parts.forget_passed() {
+            tracing::warn!(%error, "what came of a snapshot stays, though it is of no use");
+        }
     }
 }
 

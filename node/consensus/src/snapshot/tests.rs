@@ -270,6 +270,37 @@ async fn what_came_goes_when_the_replica_has_come_as_far_by_itself() {
     assert!(!root.join("incoming").exists());
 }
 
+/// A leader that takes a replica for one behind sends what this has: none of it may stay until the next checkpoint, which
+/// a group without writes never makes.
+#[tokio::test]
+async fn what_came_goes_when_its_transfer_ends_and_the_replica_is_past_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = checkpoint(&dir.path().join("left"), &files());
+    let whole = frames(&source, vec![]).await;
+    let root = dir.path().join("right");
+    let store = SnapshotStore::open(root.clone()).unwrap();
+
+    let mut incoming = begin(&store, &meta_at(5), &whole[0]).unwrap();
+    incoming.accept(whole[1].clone()).unwrap();
+    store.passed(6).unwrap();
+    incoming.accept(whole[2].clone()).expect("a transfer under way goes on, or its sender would begin anew for ever");
+    drop(incoming);
+    assert!(!root.join("incoming").exists(), "of one that broke");
+
+    let received = receive(&store, &meta_at(5), &whole).unwrap();
+    assert_eq!(content(&received.data()), content(&source.data()));
+    assert!(!root.join("incoming").exists(), "of a whole one");
+
+    let mut incoming = begin(&store, &meta_at(7), &whole[0]).unwrap();
+    incoming.accept(whole[1].clone()).unwrap();
+    drop((incoming, store));
+    let store = SnapshotStore::open(root.clone()).unwrap();
+    store.passed(7).unwrap();
+    assert!(root.join("incoming").exists(), "of a newer one");
+    store.passed(8).unwrap();
+    assert!(!root.join("incoming").exists(), "of one that the log made needless");
+}
+
 #[tokio::test]
 async fn a_damaged_or_short_transfer_is_refused() {
     let dir = tempfile::tempdir().unwrap();
