@@ -246,6 +246,9 @@ pub struct DatasetCreateArgs {
     /// What it is for.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
     pub description: String,
+    /// Who makes it.
+    #[arg(long, env = "USER", default_value = "", hide_env_values = true)]
+    pub author: String,
 }
 
 #[derive(Debug, clap::Args)]

@@ -62,6 +62,7 @@ async fn create(session: &Session, args: DatasetCreateArgs) -> Outcome {
         statuses: args.how.statuses,
         full_feature_names: args.how.full_feature_names,
         file_format: format.to_owned(),
+        author: args.author,
         description: args.description,
         ..api::Dataset::default()
     };
@@ -82,23 +83,25 @@ async fn rebuild(session: &Session, args: DatasetRebuildArgs) -> Outcome {
             dataset.name, dataset.file_format
         )));
     }
-    let spine = beside(&args.out, &format!("spine-{}", dataset.spine_file));
+    // Of the name that somebody gave the spine, only what tells its format.
+    let spine = beside(&args.out, &format!("spine.{}", format_of(Path::new(&dataset.spine_file))?));
+    // A file that is there already stays until there is one with the right bytes.
+    let made = beside(&args.out, &format!("rebuilt.{format}"));
     session.client.download_file(&dataset.spine_root, &spine, None).await?;
-    let joined = join::run(session, join_of(&dataset), &spine, BATCH_ROWS, Some(&args.out)).await;
+    let joined = join::run(session, join_of(&dataset), &spine, BATCH_ROWS, Some(&made)).await;
     let _ = fs::remove_file(&spine);
     let joined = joined?;
-    let (content, _) = hash_file(&args.out)?;
+    let (content, _) = hash_file(&made)?;
     if content != dataset.content {
-        let kept = beside(&args.out, "differs");
-        fs::rename(&args.out, &kept).map_err(|error| Failure::input(format!("{}: {error}", args.out.display())))?;
         let message = format!(
             "what was made now has other bytes (BLAKE3 {content}) than dataset `{}` had ({}); it is kept in `{}`",
             dataset.name,
             dataset.content,
-            kept.display()
+            made.display()
         );
         return Err(Failure::conflict(ErrorKind::Conflict, message, "was it made by another version of `cairn`?"));
     }
+    fs::rename(&made, &args.out).map_err(|error| Failure::input(format!("{}: {error}", args.out.display())))?;
     let text = || format!("rebuilt dataset `{}`, the same bytes: {}", dataset.name, written(&joined, &args.out));
     output::answer(session.global.output, text, || json_of(&dataset))
 }
@@ -173,6 +176,7 @@ fn text_of(dataset: &api::Dataset) -> String {
         ("content", format!("BLAKE3 {}, {}", dataset.content, dataset.file_format)),
         ("rows", dataset.rows.to_string()),
         ("created", time(dataset.created_us)),
+        ("by", dataset.author.clone()),
         ("about", dataset.description.clone()),
     ];
     let told = rows.into_iter().filter(|(_, value)| !value.is_empty());
@@ -198,6 +202,7 @@ fn json_of(dataset: &api::Dataset) -> Value {
         "file_format": dataset.file_format,
         "rows": dataset.rows,
         "token": dataset.token,
+        "author": dataset.author,
         "description": dataset.description,
         "created": time_json(dataset.created_us),
     })

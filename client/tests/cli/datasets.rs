@@ -27,6 +27,7 @@ async fn a_dataset_is_made_again_byte_for_byte_whatever_happened_since() -> Test
           content      BLAKE3 293a822ff89dadd4f99dba2a928992517138fea090285e49c70054bdb10abc75, csv
           rows         4
           created      NOW
+          by           ada
     "#]],
     )
     .await?;
@@ -175,5 +176,29 @@ async fn what_cannot_be_a_dataset_is_said() -> TestResult {
     "#]],
     )
     .await?;
+    cli.end().await
+}
+
+/// Whoever registers a dataset chooses the names in it.
+#[tokio::test]
+async fn a_rebuild_trusts_no_name_and_no_content() -> TestResult {
+    let cli = Cli::with_rows().await?;
+    cli.write("spine.csv", SPINE)?;
+    assert_eq!(cli.run("dataset create may eta spine.csv -o may.csv").await?.code, Some(0));
+    let client = cairn_client::Client::connect(&cli.address()).await?;
+    let may = client.dataset("default", "may").await?;
+    let (name, spine_file) = ("sly".to_owned(), "x/../../../escaped.csv".to_owned());
+    client.register_dataset(cairn_client::api::Dataset { name, spine_file, ..may.clone() }).await?;
+    assert_eq!(cli.run("dataset rebuild sly -o sly.csv").await?.code, Some(0));
+    assert_eq!(std::fs::read(cli.folder().join("sly.csv"))?, std::fs::read(cli.folder().join("may.csv"))?);
+    assert!(!cli.folder().join("../escaped.csv").exists() && !cli.folder().join("../../escaped.csv").exists());
+
+    let (name, content) = ("wrong".to_owned(), "0".repeat(64));
+    client.register_dataset(cairn_client::api::Dataset { name, content, ..may }).await?;
+    cli.write("wrong.csv", "mine")?;
+    let said = cli.run("dataset rebuild wrong -o wrong.csv").await?;
+    assert_eq!(said.code, Some(4), "{said:?}");
+    assert!(said.errors.contains("it is kept in `.wrong.csv.rebuilt.csv`"), "{said:?}");
+    assert_eq!(std::fs::read(cli.folder().join("wrong.csv"))?, b"mine");
     cli.end().await
 }

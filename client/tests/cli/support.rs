@@ -129,6 +129,11 @@ impl Cli {
         Ok(())
     }
 
+    /// Where the node listens.
+    pub fn address(&self) -> String {
+        self.cluster.addresses()
+    }
+
     /// Kills the node and starts it again.
     pub async fn restart(&mut self) -> TestResult {
         self.cluster.kill(0).await?;

@@ -2,10 +2,21 @@
 //! is asked and whoever died since.
 
 use crate::support::rows::{at, batch, ints, times};
-use crate::support::{Story, TestResult, into, training};
+use crate::support::{Story, TestResult, into, join, training};
 use arrow_array::RecordBatch;
+use bytes::Bytes;
 use cairn_client::command::GetHistoricalFeatures;
 use cairn_client::{Client, DEFAULT_PROJECT, ErrorKind, Timestamp, api};
+use cairn_proto::PEER_PROTOCOL;
+use cairn_proto::peer::v1::peer_client::PeerClient;
+use cairn_proto::peer::v1::{Envelope, ProposeRequest};
+use cairn_proto::record::v1::shard_command::Change;
+use cairn_proto::record::v1::{Field, ShardCommand, UpsertRows};
+use cairn_storage::block::BlockWriter;
+use cairn_storage::keys::EntityKeys;
+use cairn_storage::shard::DELETE_VERSION;
+use cairn_storage::types::parse_type;
+use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,14 +60,7 @@ async fn write(client: Client, writer: usize, stop: Arc<AtomicBool>) -> cairn_cl
 
 async fn join_at(client: &Client, known_us: i64) -> cairn_client::Result<RecordBatch> {
     let ask = GetHistoricalFeatures { known_as_of: Some(Timestamp(known_us)), ..training(&["stats@1:trips"]) };
-    let spine = spine();
-    let schema = spine.schema();
-    let mut joined = client.historical_features(ask, schema, futures::stream::iter(vec![Ok(spine)])).await?;
-    let mut parts = Vec::new();
-    while let Some(part) = joined.next().await? {
-        parts.push(part);
-    }
-    Ok(arrow_select::concat::concat_batches(joined.schema(), &parts).expect("parts of one schema"))
+    Ok(join(client, &ask, &[spine()]).await?.0)
 }
 
 #[tokio::test]
@@ -97,6 +101,42 @@ async fn a_pinned_moment_stays_as_it_was() -> TestResult {
     }
     assert!(pinned.windows(2).all(|pair| pair[0].0 <= pair[1].0));
     assert_ne!(pinned[0].1, pinned[11].1, "nothing was written meanwhile");
+    story.end().await
+}
+
+/// A node whose clock is behind, or that was held up between stamping a write and sending it on: it comes after the pin,
+/// says it was made before, and must not show in what is pinned.
+#[tokio::test]
+async fn a_write_stamped_before_a_pin_and_come_after_it_is_not_in_it() -> TestResult {
+    let story = Story::one_node().await?;
+    story.apply(DRIVERS).await?;
+    let row = batch(&[("driver_id", ints([7])), ("event_timestamp", times([at(5)])), ("trips", ints([70]))]);
+    story.client.ingest_batch(into("stats"), row).await?;
+    let ask = api::PinRequest { project: DEFAULT_PROJECT.into(), feature_service: "eta".into(), ..Default::default() };
+    let known_us = story.client.pin(ask).await?.known_us;
+    let pinned = join_at(&story.client, known_us).await?;
+
+    let driver_id = Field { name: "driver_id".into(), r#type: Some(parse_type("int64")?), ..Field::default() };
+    let keys = EntityKeys::encode(&[driver_id], &[ints([7])])?;
+    let mut deletion = BlockWriter::new();
+    deletion.push(keys.get(0).ok_or("no key")?, at(6), 0, b"");
+    let rows = UpsertRows { storage_id: 1, rows: deletion.finish().into(), row_count: 1, ..UpsertRows::default() };
+    let change = Some(Change::UpsertRows(rows));
+    let command = ShardCommand { version: DELETE_VERSION, proposed_at_us: known_us - 1, change };
+    let cluster_id = story.client.status().await?.cluster_id;
+    let envelope = Some(Envelope { cluster_id, from: 2, to: 1, protocol: PEER_PROTOCOL });
+    let address = &story.cluster.nodes()[0].peer_address;
+    let mut peer = PeerClient::connect(format!("http://{address}")).await?;
+    let command = Bytes::from(command.encode_to_vec());
+    // The shard that does not have the driver refuses it.
+    for group in [1, 2] {
+        let command = Bytes::clone(&command);
+        peer.propose(ProposeRequest { envelope: envelope.clone(), group, command, deadline_ms: 10_000 }).await?;
+    }
+
+    let now = join(&story.client, &training(&["stats@1:trips"]), &[spine()]).await?.0;
+    assert_ne!(now, pinned, "the deletion came to nothing");
+    assert_eq!(join_at(&story.client, known_us).await?, pinned);
     story.end().await
 }
 

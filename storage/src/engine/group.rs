@@ -51,9 +51,8 @@ impl Group {
         if found.is_none() {
             sync_files(&path)?;
             point_to(dir, number)?;
-        } else if check_format(&path, format)? < format.version {
-            // From here on it may hold what its older versions do not know.
-            write_format(&path, format)?;
+        } else {
+            mark(&path, format)?;
         }
         Ok(Self {
             engine: engine.clone(),
@@ -145,7 +144,7 @@ impl Group {
     /// `Io`, `Corrupt`, or what `check` says; the old database then stays live.
     pub fn install<T>(&self, dir: &Path, check: impl FnOnce(&Db) -> Result<T>) -> Result<T> {
         let mut number = self.number.lock();
-        check_format(dir, self.format)?;
+        mark(dir, self.format)?;
         sync_files(dir)?;
         let next = *number + 1;
         let path = self.dir.join(name_of(next));
@@ -217,6 +216,11 @@ fn delete_leftovers(dir: &Path, live: Option<u64>) -> Result<()> {
 
 fn write_format(dir: &Path, format: &Format) -> Result<()> {
     write_atomic(&dir.join(FORMAT_FILE), format!("cairn {} {}\n", format.kind, format.version).as_bytes())
+}
+
+/// Marks a database of an older version as one of ours: from here on it may hold what those who wrote it do not know.
+fn mark(dir: &Path, format: &Format) -> Result<()> {
+    if check_format(dir, format)? < format.version { write_format(dir, format) } else { Ok(()) }
 }
 
 /// The version of the database in `dir`, which this node can read.
@@ -338,7 +342,25 @@ mod tests {
         check("cairn test 3\n", "test format 3, and this node reads formats up to 2");
         check("cairn meta 1\n", "`meta` database where a `test` one");
         check("garbage", "not understood");
+    }
+
+    /// An older node must not take for its own what a newer one has written to.
+    #[test]
+    fn older_data_is_marked_before_it_is_written_to() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = engine();
+        let dir = root.path().join("group");
+        let file = dir.join("db-000001").join(FORMAT_FILE);
+        drop(Group::open(&engine, &dir, &FORMAT).unwrap());
         fs::write(&file, "cairn test 1\n").unwrap();
-        Group::open(&engine, root.path(), &FORMAT).unwrap();
+        let group = Group::open(&engine, &dir, &FORMAT).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "cairn test 2\n");
+
+        let checkpoint = root.path().join("checkpoint");
+        group.checkpoint(&checkpoint, |_| Ok(())).unwrap();
+        fs::write(checkpoint.join(FORMAT_FILE), "cairn test 1\n").unwrap();
+        group.install(&checkpoint, |_| Ok(())).unwrap();
+        let installed = dir.join("db-000002").join(FORMAT_FILE);
+        assert_eq!(fs::read_to_string(installed).unwrap(), "cairn test 2\n");
     }
 }

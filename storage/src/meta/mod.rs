@@ -127,7 +127,7 @@ impl Meta {
         {
             return Ok(*dataset);
         }
-        let known = self.datasets(project)?;
+        let (known, _) = self.first_datasets(project)?;
         let names = known.iter().map(|dataset| dataset.name.as_str());
         let hint = crate::near::hint(name, names, "the project has none yet (`cairn dataset create`)");
         Err(Error::NotFound(format!("dataset `{name}` not found in project `{project}`; {hint}")))
@@ -139,19 +139,31 @@ impl Meta {
     /// `NotFound` for an unknown project; `TooLarge`; `Corrupt`, `Io`.
     pub fn datasets(&self, project: &str) -> Result<Vec<Dataset>> {
         self.catalog().project(project)?;
-        let mut datasets = Vec::new();
-        visit_rows(&self.group.db(), &rows::datasets_prefix(project), &mut |row| {
-            if datasets.len() >= DATASETS_LISTED_MAX {
-                return Err(Error::TooLarge(format!(
-                    "project `{project}` has more than {DATASETS_LISTED_MAX} datasets; ask for one by name"
-                )));
+        match self.first_datasets(project)? {
+            (datasets, true) => Ok(datasets),
+            (_, false) => Err(Error::TooLarge(format!(
+                "project `{project}` has more than {DATASETS_LISTED_MAX} datasets; ask for one by name"
+            ))),
+        }
+    }
+
+    /// The first of them, and whether these are all.
+    fn first_datasets(&self, project: &str) -> Result<(Vec<Dataset>, bool)> {
+        let (mut datasets, mut all) = (Vec::new(), true);
+        self.group.db().visit_prefix(ROWS, &rows::datasets_prefix(project), &mut |key, value| {
+            all = datasets.len() < DATASETS_LISTED_MAX;
+            if !all {
+                return ControlFlow::Break(());
             }
-            if let Row::Dataset(dataset) = row {
-                datasets.push(*dataset);
-            }
-            Ok(())
+            datasets.push(Row::decode(key, value));
+            ControlFlow::Continue(())
         })?;
-        Ok(datasets)
+        let dataset = |row| match row {
+            Ok(Some(Row::Dataset(dataset))) => Some(Ok(*dataset)),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        };
+        Ok((datasets.into_iter().filter_map(dataset).collect::<Result<_>>()?, all))
     }
 
     /// The edges reachable from `node`, nearest first: what it was made from (`up`), or what was made from it.

@@ -78,21 +78,30 @@ impl Story {
         ask: &GetHistoricalFeatures,
         spine: &[RecordBatch],
     ) -> cairn_client::Result<(RecordBatch, ReadReply)> {
-        let batches: Vec<_> = spine.iter().cloned().map(Ok).collect();
-        let schema = spine[0].schema();
-        let mut joined = self.client.historical_features(ask.clone(), schema, futures::stream::iter(batches)).await?;
-        let mut parts = Vec::new();
-        while let Some(part) = joined.next().await? {
-            parts.push(part);
-        }
-        let whole = arrow_select::concat::concat_batches(joined.schema(), &parts).expect("parts of one schema");
-        Ok((whole, joined.read_reply().clone()))
+        join(&self.client, ask, spine).await
     }
 
     /// Stops every node with SIGTERM; a node that does not stop cleanly fails the test.
     pub async fn end(self) -> TestResult {
         Ok(self.cluster.stop().await?)
     }
+}
+
+/// A training set as one batch, from the node of `client`.
+pub async fn join(
+    client: &Client,
+    ask: &GetHistoricalFeatures,
+    spine: &[RecordBatch],
+) -> cairn_client::Result<(RecordBatch, ReadReply)> {
+    let batches: Vec<_> = spine.iter().cloned().map(Ok).collect();
+    let schema = spine[0].schema();
+    let mut joined = client.historical_features(ask.clone(), schema, futures::stream::iter(batches)).await?;
+    let mut parts = Vec::new();
+    while let Some(part) = joined.next().await? {
+        parts.push(part);
+    }
+    let whole = arrow_select::concat::concat_batches(joined.schema(), &parts).expect("parts of one schema");
+    Ok((whole, joined.read_reply().clone()))
 }
 
 /// Definitions as one file.
