@@ -59,6 +59,16 @@ pub struct Args {
     /// Seconds between two comparisons of each group's replicas; 0 = they are not compared. [default: 600]
     #[arg(long, value_name = "SECONDS")]
     pub audit_interval_s: Option<u64>,
+    /// Memory of sorts, joins and aggregates of all SQL queries, MiB; above it they spill, to eight times as much disk.
+    /// [default: 512]
+    #[arg(long, value_name = "MIB")]
+    pub sql_memory_mib: Option<u64>,
+    /// Longest run of a SQL query, seconds. [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    pub sql_timeout_s: Option<u64>,
+    /// Most rows of a SQL answer. [default: 10000000]
+    #[arg(long, value_name = "N")]
+    pub sql_rows_max: Option<u64>,
 }
 
 /// The same names in the config file. Unknown keys are refused.
@@ -79,6 +89,18 @@ struct FileConfig {
     disk_reserve_mib: Option<u64>,
     snapshot_entries: Option<u64>,
     audit_interval_s: Option<u64>,
+    sql_memory_mib: Option<u64>,
+    sql_timeout_s: Option<u64>,
+    sql_rows_max: Option<u64>,
+}
+
+/// What all SQL queries of a node may take.
+#[derive(Debug, Clone, Copy)]
+pub struct SqlConfig {
+    pub memory_bytes: usize,
+    pub spill_bytes: u64,
+    pub timeout: Duration,
+    pub rows_max: u64,
 }
 
 /// A validated configuration.
@@ -105,6 +127,7 @@ pub struct NodeConfig {
     pub snapshot_entries: u64,
     /// `None` = replicas are not compared.
     pub audit_interval: Option<Duration>,
+    pub sql: SqlConfig,
 }
 
 impl NodeConfig {
@@ -137,6 +160,21 @@ impl NodeConfig {
         if !(1..=86_400).contains(&join_timeout_s) {
             return Err(format!("`join-timeout-s` is {join_timeout_s}; it must be 1 to 86400"));
         }
+        let sql_memory_mib = args.sql_memory_mib.or(file.sql_memory_mib).unwrap_or(512);
+        if !(16..=1 << 24).contains(&sql_memory_mib) {
+            return Err(format!("`sql-memory-mib` is {sql_memory_mib}; it must be 16 to {}", 1 << 24));
+        }
+        let sql_timeout_s = args.sql_timeout_s.or(file.sql_timeout_s).unwrap_or(300);
+        if !(1..=86_400).contains(&sql_timeout_s) {
+            return Err(format!("`sql-timeout-s` is {sql_timeout_s}; it must be 1 to 86400"));
+        }
+        let sql = SqlConfig {
+            memory_bytes: usize::try_from(sql_memory_mib << 20)
+                .map_err(|_| "`sql-memory-mib` is too large".to_owned())?,
+            spill_bytes: sql_memory_mib << 23,
+            timeout: Duration::from_secs(sql_timeout_s),
+            rows_max: args.sql_rows_max.or(file.sql_rows_max).unwrap_or(10_000_000),
+        };
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         let name = args.name.or(file.name);
         if let Some(name) = &name
@@ -163,6 +201,7 @@ impl NodeConfig {
             disk_reserve_bytes: args.disk_reserve_mib.or(file.disk_reserve_mib).unwrap_or(256) << 20,
             snapshot_entries,
             audit_interval: Some(audit_interval_s).filter(|it| *it > 0).map(Duration::from_secs),
+            sql,
         })
     }
 }

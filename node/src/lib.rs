@@ -7,6 +7,7 @@
 //! - [`ingest`]: rows in; [`features`]: rows out; [`predict`]: keys in, predictions out
 //! - [`meta_write`]: writes to the meta group; [`artifacts`]: model files, on a quorum before they count
 //! - [`datasets`]: moments that no later write can change
+//! - [`sql`]: queries, apart from serving
 //! - [`moves`]: slots from one shard to another
 //! - [`writes`]: whether this node takes writes; [`metrics`], [`clock`], [`error`]
 //! - [`api`]: the client port
@@ -30,5 +31,6 @@ pub mod moves;
 pub mod node;
 pub mod predict;
 pub mod server;
+pub mod sql;
 pub mod stores;
 pub mod writes;

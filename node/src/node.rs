@@ -4,6 +4,7 @@ use crate::config::NodeConfig;
 use crate::error::{Error, Result};
 use crate::features::PlanCache;
 use crate::metrics::Metrics;
+use crate::sql::Sql;
 use crate::writes::WriteGate;
 use cairn_consensus::Cluster;
 use cairn_executor::Executor;
@@ -46,6 +47,7 @@ pub struct Node {
     pub moved: watch::Sender<u64>,
     pub blobs: Arc<BlobStore>,
     pub executor: Executor,
+    pub sql: Sql,
     /// Held while a model is loaded, so that two requests for the same one load it once.
     pub loading: tokio::sync::Mutex<()>,
     pub plans: PlanCache,

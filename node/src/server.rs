@@ -7,6 +7,7 @@ use crate::connections::Connections;
 use crate::features::PlanCache;
 use crate::metrics::Metrics;
 use crate::node::Node;
+use crate::sql::Sql;
 use crate::stores::Stores;
 use crate::writes::WriteGate;
 use arrow_flight::flight_service_server::FlightServiceServer;
@@ -161,6 +162,7 @@ async fn start(
     let moved = Node::watch_moves(&shards);
     let executor = cairn_executor::Options { threads: config.executor_threads, ..Default::default() };
     let executor = Executor::new(executor).map_err(|error| Error::Stopped(format!("executor threads: {error}")))?;
+    let sql = Sql::new(&config.data_dir, config.sql).map_err(|error| Error::Stopped(error.to_string()))?;
     Ok(Arc::new(Node {
         client_address,
         peer_address,
@@ -171,6 +173,7 @@ async fn start(
         moved,
         blobs,
         executor,
+        sql,
         loading: tokio::sync::Mutex::new(()),
         plans: PlanCache::default(),
         writes,

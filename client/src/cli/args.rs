@@ -66,6 +66,8 @@ pub enum Command {
     /// Training sets that can be made again, byte for byte.
     #[command(subcommand)]
     Dataset(DatasetCommand),
+    /// Query features, their history and the registry with SQL. Nothing can be written.
+    Sql(SqlArgs),
     /// Ask a deployment for predictions by entity key.
     Predict(PredictArgs),
     /// Register, list, promote and fetch models.
@@ -331,6 +333,20 @@ pub struct JoinArgs {
     pub batch_rows: u32,
     #[command(flatten)]
     pub read: ReadArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct SqlArgs {
+    /// One query. `-` or nothing: from standard input. Tables: a feature view's name (newest rows), `latest('view@2')`,
+    /// `history('view')`, `as_of('view', '2026-05-01')`, `system.model_versions`; `SHOW TABLES` lists them.
+    #[arg(conflicts_with = "file")]
+    pub query: Option<String>,
+    /// The query in a file.
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Where the rows go, .parquet or .csv. Without it the first rows are shown.
+    #[arg(short = 'o', long = "out", value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -92,7 +92,7 @@ pub(super) async fn run(
     let schema = reader.schema().clone();
     let joined = session.client.historical_features(ask, schema, reader.into_stream()).await;
     let mut joined = joined.map_err(unknown_name)?;
-    let mut kept = Kept::new(session.global.output, out, joined.schema())?;
+    let mut kept = Kept::new(session.global.output, out, joined.schema(), ROWS_SHOWN)?;
     let mut rows = 0;
     while let Some(batch) = joined.next().await? {
         rows += batch.num_rows() as u64;
@@ -112,25 +112,31 @@ pub(super) async fn run(
     Ok(Joined { rows, columns, shown: kept.finish()?, token, elapsed })
 }
 
-/// Where joined rows go: a file, or memory (the first few for people, all for programs).
-struct Kept {
+/// Where rows of an answer go: a file, or memory (the first few for people, all for programs).
+pub(super) struct Kept {
     writer: Option<TableWriter>,
     shown: Vec<RecordBatch>,
     limit: usize,
 }
 
 impl Kept {
-    fn new(format: Format, out: Option<&Path>, schema: &arrow_schema::SchemaRef) -> Result<Self, Failure> {
+    /// `shown`: how many a person sees.
+    pub fn new(
+        format: Format,
+        out: Option<&Path>,
+        schema: &arrow_schema::SchemaRef,
+        shown: usize,
+    ) -> Result<Self, Failure> {
         let writer = out.map(|out| TableWriter::create(out, schema)).transpose()?;
         let limit = match (&writer, format) {
             (Some(_), _) => 0,
-            (None, Format::Table) => ROWS_SHOWN,
+            (None, Format::Table) => shown,
             (None, Format::Json) => usize::MAX,
         };
         Ok(Self { writer, shown: Vec::new(), limit })
     }
 
-    fn add(&mut self, batch: RecordBatch) -> Result<(), Failure> {
+    pub fn add(&mut self, batch: RecordBatch) -> Result<(), Failure> {
         if let Some(writer) = &mut self.writer {
             return Ok(writer.write(&batch)?);
         }
@@ -142,7 +148,7 @@ impl Kept {
         Ok(())
     }
 
-    fn finish(self) -> Result<Vec<RecordBatch>, Failure> {
+    pub fn finish(self) -> Result<Vec<RecordBatch>, Failure> {
         if let Some(writer) = self.writer {
             writer.finish()?;
         }

@@ -5,6 +5,7 @@
 //! - [`exchange`]: `DoExchange` as long as the caller likes: online features and predictions
 //! - [`history`]: `DoExchange` of a spine for its training set
 //! - [`get`]: `DoGet` for one-shot reads by JSON entity keys, and the schemas of commands
+//! - [`sql`]: `DoGet` of Flight SQL
 //! - `codec`: record batches as Flight messages
 //!
 //! Always true: one record batch is one message each way, whatever its size up to the message limit.
@@ -14,6 +15,7 @@ pub mod exchange;
 pub mod get;
 pub mod history;
 pub mod ingest;
+pub mod sql;
 
 use crate::connection::{MESSAGE_LIMIT, Node};
 use arrow_flight::flight_service_client::FlightServiceClient;
@@ -22,6 +24,7 @@ use tonic::transport::Channel;
 pub use exchange::{Exchange, OnlineReader, Predictor, Reply};
 pub use history::RecordStream;
 pub use ingest::IngestStream;
+pub use sql::SqlRows;
 
 /// Batches of one stream that may wait for their answer at the same time.
 pub const IN_FLIGHT_MAX: usize = 64;

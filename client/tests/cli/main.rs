@@ -7,5 +7,6 @@ mod definitions;
 mod models;
 mod reads;
 mod rows;
+mod sql;
 mod support;
 mod usage;

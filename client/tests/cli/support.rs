@@ -156,6 +156,11 @@ impl Cli {
         if line.contains(" rows/s, token ") {
             return "… s, … rows/s, token TOKEN".to_owned();
         }
+        if let Some((rows, seconds)) = line.rsplit_once(", ")
+            && seconds.strip_suffix(" s").is_some_and(|seconds| seconds.parse::<f64>().is_ok())
+        {
+            return format!("{rows}, … s");
+        }
         let word = |word: &str| {
             let bare = word.trim_end();
             let now = bare.contains('T') && Timestamp::parse(bare).is_ok_and(|time| time.0 >= self.started_us);

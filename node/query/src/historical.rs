@@ -6,7 +6,7 @@
 //! once, in order, with its own columns untouched.
 
 #[cfg(test)]
-mod oracle;
+pub(crate) mod oracle;
 #[cfg(test)]
 mod tests;
 

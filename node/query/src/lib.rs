@@ -6,6 +6,7 @@
 //! - [`source`]: where rows come from: the trait, and the shards of this node behind it
 //! - [`status`]: why a feature has a value or not
 //! - [`online`]: newest (or as-of) features by entity key; [`historical`]: point-in-time join of a spine
+//! - [`sql`]: SQL over rows and registry, read-only
 //! - [`error`]: what can go wrong
 //!
 //! Always true (each rule of the join is a test in `historical::tests`):
@@ -22,6 +23,7 @@ pub mod historical;
 pub mod online;
 pub mod plan;
 pub mod source;
+pub mod sql;
 pub mod status;
 
 mod coerce;

@@ -7,6 +7,8 @@ use cairn_storage::shard::{Claims, Shard};
 pub use cairn_storage::shard::{Lookup, RowRef};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -76,6 +78,29 @@ impl Routes {
     pub fn shard_of(&self, slot: u16) -> Option<u32> {
         let place = *self.table.places.get(usize::from(slot))?;
         self.groups.get(usize::from(place)).copied()
+    }
+}
+
+/// Slots of this node to be read whole, and the shards that have them: at one moment.
+#[derive(Clone)]
+pub struct Runs {
+    runs: Vec<(Arc<Shard>, Range<u16>)>,
+    places: Vec<(u16, Range<u16>)>,
+    version: u64,
+}
+
+impl Runs {
+    /// Each shard with a range of its slots, ascending.
+    pub fn each(&self) -> impl Iterator<Item = (&Arc<Shard>, Range<u16>)> {
+        self.runs.iter().map(|(shard, slots)| (shard, slots.clone()))
+    }
+}
+
+impl fmt::Debug for Runs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, last) = (self.places.first(), self.places.last());
+        let (first, end) = (first.map_or(0, |(_, run)| run.start), last.map_or(0, |(_, run)| run.end));
+        write!(f, "slots {first} to {}", end.saturating_sub(1))
     }
 }
 
@@ -155,6 +180,69 @@ impl ShardedSource {
     /// Who has which slot, of one moment.
     pub fn routes(&self) -> Routes {
         Routes { table: self.table(), groups: Arc::clone(&self.groups) }
+    }
+
+    /// All slots in `parts` equal parts, or fewer.
+    ///
+    /// # Errors
+    /// In a part's place `Moving`, when one of its slots is in no shard at this moment.
+    pub fn runs(&self, parts: usize) -> Vec<Result<Runs>> {
+        let slots = SLOTS as u16;
+        let step = usize::from(slots).div_ceil(parts.max(1));
+        (0..slots)
+            .step_by(step)
+            .map(|first| self.runs_of(first..slots.min(first.saturating_add(step as u16))))
+            .collect()
+    }
+
+    /// The slot of one entity.
+    ///
+    /// # Errors
+    /// `Moving`, as above.
+    pub fn run_of(&self, key: &[u8]) -> Result<Runs> {
+        let slot = slot_of(key);
+        self.runs_of(slot..slot + 1)
+    }
+
+    fn runs_of(&self, slots: Range<u16>) -> Result<Runs> {
+        let version = self.version();
+        let table = self.table();
+        let mut places: Vec<(u16, Range<u16>)> = Vec::new();
+        for slot in slots {
+            let place = table.places.get(usize::from(slot)).copied().unwrap_or(AWAY);
+            if place == AWAY {
+                return Err(Error::Moving(format!("slot {slot} is between two shards on this node; try again")));
+            }
+            match places.last_mut() {
+                Some((last, run)) if *last == place => run.end = slot + 1,
+                _ => places.push((place, slot..slot + 1)),
+            }
+        }
+        let shard =
+            |(place, run): &(u16, Range<u16>)| Some((Arc::clone(self.shards.get(usize::from(*place))?), run.clone()));
+        let runs: Option<Vec<_>> = places.iter().map(shard).collect();
+        let runs = runs.ok_or_else(|| Error::internal("a slot map names a shard that is not here"))?;
+        Ok(Runs { runs, places, version })
+    }
+
+    /// Whether all that was read of `runs` until now is all there was.
+    ///
+    /// # Errors
+    /// `Moving` when a slot of theirs has moved to another shard since.
+    pub fn still(&self, runs: &Runs) -> Result<()> {
+        if self.version() == runs.version {
+            return Ok(());
+        }
+        let table = self.table();
+        let moved = |(place, run): &(u16, Range<u16>)| {
+            run.clone().find(|slot| table.places.get(usize::from(*slot)) != Some(place))
+        };
+        match runs.places.iter().find_map(moved) {
+            Some(slot) => {
+                Err(Error::Moving(format!("slot {slot} moved to another shard while it was read; try again")))
+            }
+            None => Ok(()),
+        }
     }
 
     fn table(&self) -> Arc<Table> {

@@ -1,9 +1,9 @@
 //! Arrow Flight: the calls, each handed to the module that does the work.
 //!
-//! `DoPut` ingests; `DoExchange` reads online features, joins a spine, predicts; `DoGet` does the one-shot forms.
+//! `DoPut` ingests; `DoExchange` reads online features, joins a spine, predicts; `DoGet` does the one-shot forms, and SQL.
 
 use super::wire::{self, Encoder, Replies};
-use super::{entities, exchange};
+use super::{entities, exchange, flight_sql};
 use crate::error::{Error, Result};
 use crate::ingest::{Prepared, Target};
 use crate::node::Node;
@@ -44,6 +44,9 @@ impl FlightService for Flight {
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
         let permit = self.node.admit_stream()?;
         let upload = wire::open(request.into_inner(), &self.node.stopping).await?;
+        if flight_sql::command(&upload.descriptor.cmd).is_some() {
+            return Err(unsupported("writes by SQL, or parameters of a statement; SQL here is read-only"));
+        }
         let Command::Ingest(ask) = wire::command(&upload.descriptor)? else {
             return Err(Error::invalid(
                 "DoPut takes the command {\"op\":\"ingest\"}; reads go over DoExchange or DoGet",
@@ -81,6 +84,11 @@ impl FlightService for Flight {
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        if let Some(command) = flight_sql::command(&request.get_ref().ticket) {
+            let permit = self.node.admit_stream()?;
+            let answer = flight_sql::get(&self.node, command, request.metadata()).await?;
+            return Ok(Response::new(answer.inspect(move |_| _ = &permit).boxed()));
+        }
         let command = Command::parse(&request.into_inner().ticket).map_err(Error::invalid)?;
         let mut encoder = Encoder::default();
         let (batch, reply) = match command {
@@ -107,6 +115,10 @@ impl FlightService for Flight {
     }
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+        if let Some(command) = flight_sql::command(&request.get_ref().cmd) {
+            let (metadata, _, descriptor) = request.into_parts();
+            return Ok(Response::new(flight_sql::info(&self.node, command, &metadata, descriptor).await?));
+        }
         let descriptor = request.into_inner();
         let command = wire::command(&descriptor)?;
         let schema = self.schema_of(&command).await?;
@@ -123,8 +135,10 @@ impl FlightService for Flight {
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
-        let command = wire::command(&request.into_inner())?;
-        let schema = self.schema_of(&command).await?;
+        let schema = match flight_sql::command(&request.get_ref().cmd) {
+            Some(command) => flight_sql::schema(&self.node, command, request.metadata()).await?.as_ref().clone(),
+            None => self.schema_of(&wire::command(&request.into_inner())?).await?,
+        };
         let options = arrow_ipc::writer::IpcWriteOptions::default();
         let encoded = SchemaAsIpc::new(&schema, &options).try_into();
         Ok(Response::new(encoded.map_err(|error: arrow_schema::ArrowError| Error::internal(error.to_string()))?))
@@ -146,7 +160,10 @@ impl FlightService for Flight {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
-        Err(unsupported(&format!("the action `{}`", request.into_inner().r#type)))
+        match flight_sql::action(&self.node, request.get_ref(), request.metadata()).await? {
+            Some(results) => Ok(Response::new(futures::stream::iter(results.into_iter().map(Ok)).boxed())),
+            None => Err(unsupported(&format!("the action `{}`", request.into_inner().r#type))),
+        }
     }
 
     async fn list_actions(&self, _: Request<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {

@@ -1,6 +1,7 @@
 //! The client port: gRPC services, Arrow Flight and HTTP. Wire types stop here.
 //!
 //! - [`flight`]: Arrow Flight's calls; [`exchange`]: its long-lived ones; [`wire`]: batches to messages and back
+//! - [`flight_sql`]: Flight SQL, in the same service
 //! - [`entities`]: entity rows written as JSON
 //! - [`definitions`], [`registry`], [`datasets`], [`artifacts`], [`cluster`]: Cairn's own gRPC services
 //! - [`http`]: JSON over HTTP: feature reads, inference, health, metrics
@@ -13,6 +14,7 @@ pub mod definitions;
 pub mod entities;
 pub mod exchange;
 pub mod flight;
+pub mod flight_sql;
 pub mod http;
 pub mod registry;
 pub mod wire;

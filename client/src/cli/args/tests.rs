@@ -29,6 +29,8 @@ fn every_command_reads() {
         "cairn delete driver_stats gone.csv --producer gdpr-7",
         "cairn dataset create may eta spine.csv -o may.parquet --statuses --known-as-of 2013-06-01T00:00:00Z --author ada",
         "cairn dataset rebuild may -o again.parquet",
+        "cairn sql SELECT@1",
+        "cairn sql -f query.sql -o out.parquet",
         "cairn dataset list",
         "cairn dataset show may --output json",
         "cairn get eta --entity driver_id=1001,1002 --as-of 2013-06-01T00:00:00Z --statuses --level linearizable",

@@ -102,6 +102,10 @@ impl Project {
         self.add(Kind::FeatureService(service))
     }
 
+    pub fn catalog(&self) -> Arc<cairn_storage::catalog::Catalog> {
+        self.meta.catalog()
+    }
+
     pub fn plan(&self, features: &[&str]) -> FeaturePlan {
         self.try_plan(features, false).unwrap()
     }

@@ -140,3 +140,22 @@ fn a_slot_that_nobody_here_has_is_waited_for() {
         assert_eq!(waiting.join().unwrap().unwrap().as_deref(), Some(&b"first"[..]));
     });
 }
+
+/// A scan that ran while its slots moved cannot know that it saw everything.
+#[test]
+fn a_scan_under_which_a_slot_moves_says_so() {
+    let bench = Bench::new();
+    let (before, one) = (bench.source.runs(4), bench.source.run_of(KEY).unwrap());
+    assert_eq!(before.len(), 4);
+    for part in &before {
+        bench.source.still(part.as_ref().unwrap()).unwrap();
+    }
+    bench.hand_over(|| ());
+    assert!(matches!(bench.source.still(&one), Err(Error::Moving(_))));
+    let part = before[0].as_ref().unwrap();
+    assert!(matches!(bench.source.still(part), Err(Error::Moving(_))));
+    let after: Vec<_> = bench.source.runs(4).into_iter().map(Result::unwrap).collect();
+    assert!(after.iter().all(|part| bench.source.still(part).is_ok()));
+    let slots: usize = after.iter().flat_map(Runs::each).map(|(_, slots)| slots.len()).sum();
+    assert_eq!(slots, SLOTS);
+}

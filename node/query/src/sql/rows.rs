@@ -1,0 +1,404 @@
+//! The rows of a feature view as a table.
+//!
+//! Columns: the join keys, `event_timestamp`, `created_timestamp`, `committed_timestamp`, in a history `deleted`, then the
+//! features. A feature of such a name takes the place of the column. ttl is not applied: rows show their own times.
+//!
+//! What a query needs not is not decoded: other columns, times outside its bounds, and all entities but one when it
+//! gives the whole key.
+
+use super::{BATCH_ROWS, external};
+use crate::source::{Runs, ShardedSource};
+use crate::{Error, Result};
+use arrow_array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
+use arrow_schema::{DataType, Field as ArrowField, Schema, SchemaRef, TimeUnit};
+use async_trait::async_trait;
+use cairn_proto::command::{CREATED_TIMESTAMP, EVENT_TIMESTAMP};
+use cairn_proto::record::v1::Field;
+use cairn_storage::catalog::Catalog;
+use cairn_storage::keys::{EntityKeyDecoder, EntityKeys};
+use cairn_storage::row::{RowDecoder, RowSchema};
+use cairn_storage::shard::{RowRef, Scope};
+use cairn_storage::types::arrow_type;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::{DataFusionError, ScalarValue};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::stream::RecordBatchReceiverStream;
+use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+use std::fmt;
+use std::ops::{ControlFlow, RangeInclusive};
+use std::sync::Arc;
+
+const COMMITTED_TIMESTAMP: &str = "committed_timestamp";
+const DELETED: &str = "deleted";
+/// Batches a partition may be ahead of its reader.
+const BATCHES_AHEAD: usize = 2;
+
+pub(super) fn time_type() -> DataType {
+    DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+}
+
+/// Which rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rows {
+    Latest,
+    History,
+    /// Of each entity the newest with event and created time up to one, and commit time up to the other.
+    AsOf {
+        event_us: i64,
+        known_us: i64,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Column {
+    Key(usize),
+    Event,
+    Created,
+    Committed,
+    Deleted,
+    Feature(usize),
+}
+
+pub(super) struct ViewTable {
+    name: String,
+    storage_id: u32,
+    join_keys: Vec<Field>,
+    row: RowSchema,
+    rows: Rows,
+    columns: Vec<Column>,
+    schema: SchemaRef,
+    source: Arc<ShardedSource>,
+}
+
+impl fmt::Debug for ViewTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of {}", self.rows, self.name)
+    }
+}
+
+impl ViewTable {
+    /// # Errors
+    /// `NotFound` with a near name.
+    pub fn new(
+        catalog: &Catalog,
+        project: &str,
+        view: &str,
+        version: Option<u32>,
+        rows: Rows,
+        source: &Arc<ShardedSource>,
+    ) -> Result<Self> {
+        let project = catalog.project(project)?;
+        let view = project.feature_view(view, version)?;
+        let mut join_keys = Vec::new();
+        for entity in &view.entities {
+            join_keys.extend(project.entity(entity)?.join_keys.iter().cloned());
+        }
+        let mut columns: Vec<(Column, ArrowField)> = Vec::new();
+        let typed = |field: &Field, nullable| {
+            ArrowField::new(&field.name, arrow_type(&field.r#type.unwrap_or_default()), nullable)
+        };
+        columns.extend(join_keys.iter().enumerate().map(|(at, field)| (Column::Key(at), typed(field, false))));
+        columns.push((Column::Event, ArrowField::new(EVENT_TIMESTAMP, time_type(), false)));
+        columns.push((Column::Created, ArrowField::new(CREATED_TIMESTAMP, time_type(), false)));
+        columns.push((Column::Committed, ArrowField::new(COMMITTED_TIMESTAMP, time_type(), false)));
+        if rows == Rows::History {
+            columns.push((Column::Deleted, ArrowField::new(DELETED, DataType::Boolean, false)));
+        }
+        columns.retain(|(column, field)| {
+            matches!(column, Column::Key(_)) || view.features.iter().all(|feature| feature.name != *field.name())
+        });
+        columns.extend(view.features.iter().enumerate().map(|(at, field)| (Column::Feature(at), typed(field, true))));
+        let (columns, fields): (Vec<Column>, Vec<ArrowField>) = columns.into_iter().unzip();
+        Ok(Self {
+            name: format!("{}@{}", view.name, view.version),
+            storage_id: view.storage_id,
+            row: RowSchema::new(&view.features)?,
+            join_keys,
+            rows,
+            columns,
+            schema: Arc::new(Schema::new(fields)),
+            source: Arc::clone(source),
+        })
+    }
+
+    /// Event times that the filters leave.
+    fn bounds(&self, filters: &[Expr]) -> RangeInclusive<i64> {
+        let (mut first, mut last) = (i64::MIN, i64::MAX);
+        for (column, operator, value) in filters.iter().filter_map(comparison) {
+            let event = self.schema.index_of(column).is_ok_and(|at| self.columns.get(at) == Some(&Column::Event));
+            let Ok(ScalarValue::TimestampMicrosecond(Some(time_us), _)) = value.cast_to(&time_type()) else { continue };
+            match operator {
+                _ if !event => {}
+                Operator::Eq => (first, last) = (first.max(time_us), last.min(time_us)),
+                Operator::Lt | Operator::LtEq => last = last.min(time_us),
+                Operator::Gt | Operator::GtEq => first = first.max(time_us),
+                _ => {}
+            }
+        }
+        first..=last
+    }
+
+    /// The encoded key of the one entity that the filters leave, if they do.
+    fn entity(&self, filters: &[Expr]) -> Option<Vec<u8>> {
+        let value = |field: &Field| {
+            let mut equal = filters.iter().filter_map(comparison).filter(|(_, operator, _)| *operator == Operator::Eq);
+            let (_, _, value) = equal.find(|(column, ..)| *column == field.name)?;
+            let value = value.cast_to(&arrow_type(&field.r#type.unwrap_or_default())).ok()?;
+            value.to_array().ok().filter(|array| array.null_count() == 0)
+        };
+        let values: Vec<ArrayRef> = self.join_keys.iter().map(value).collect::<Option<_>>()?;
+        EntityKeys::encode(&self.join_keys, &values).ok()?.get(0).map(<[u8]>::to_vec)
+    }
+}
+
+/// `column operator constant`.
+fn comparison(filter: &Expr) -> Option<(&str, Operator, &ScalarValue)> {
+    let Expr::BinaryExpr(BinaryExpr { left, op, right }) = filter else { return None };
+    match (&**left, &**right) {
+        (Expr::Column(column), Expr::Literal(value, _)) => Some((&column.name, *op, value)),
+        (Expr::Literal(value, _), Expr::Column(column)) => Some((&column.name, op.swap()?, value)),
+        _ => None,
+    }
+}
+
+#[async_trait]
+impl TableProvider for ViewTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>, DataFusionError> {
+        // They save work here; the query applies them too.
+        let support = |filter: &&Expr| match comparison(filter) {
+            Some(_) => TableProviderFilterPushDown::Inexact,
+            None => TableProviderFilterPushDown::Unsupported,
+        };
+        Ok(filters.iter().map(support).collect())
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+        let all: Vec<usize> = (0..self.columns.len()).collect();
+        let projection = projection.unwrap_or(&all);
+        let schema = Arc::new(self.schema.project(projection)?);
+        let scan = Arc::new(Scan {
+            storage_id: self.storage_id,
+            join_keys: self.join_keys.clone(),
+            row: self.row.clone(),
+            rows: self.rows,
+            columns: projection.iter().filter_map(|at| self.columns.get(*at).copied()).collect(),
+            schema: Arc::clone(&schema),
+            entity: self.entity(filters),
+            bounds: self.bounds(filters),
+            // With filters a partition cannot know which of its rows count.
+            limit: limit.filter(|_| filters.is_empty()),
+            source: Arc::clone(&self.source),
+        });
+        let wanted = state.config().target_partitions();
+        let partitions = match &scan.entity {
+            Some(key) => vec![self.source.run_of(key)],
+            None => self.source.runs(wanted),
+        };
+        let partition = |runs| -> Arc<dyn PartitionStream> { Arc::new(Partition { scan: Arc::clone(&scan), runs }) };
+        let partitions = partitions.into_iter().map(|runs| runs.map(partition)).collect::<Result<_>>();
+        let partitions = partitions.map_err(external)?;
+        Ok(Arc::new(StreamingTableExec::try_new(schema, partitions, None, [], false, limit)?))
+    }
+}
+
+/// One use of a table in a query.
+struct Scan {
+    storage_id: u32,
+    join_keys: Vec<Field>,
+    row: RowSchema,
+    rows: Rows,
+    columns: Vec<Column>,
+    schema: SchemaRef,
+    entity: Option<Vec<u8>>,
+    bounds: RangeInclusive<i64>,
+    limit: Option<usize>,
+    source: Arc<ShardedSource>,
+}
+
+struct Partition {
+    scan: Arc<Scan>,
+    runs: Runs,
+}
+
+impl fmt::Debug for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of storage {}: {:?}", self.scan.rows, self.scan.storage_id, self.runs)
+    }
+}
+
+impl PartitionStream for Partition {
+    fn schema(&self) -> &SchemaRef {
+        &self.scan.schema
+    }
+
+    fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let (scan, runs) = (Arc::clone(&self.scan), self.runs.clone());
+        let mut stream = RecordBatchReceiverStream::builder(Arc::clone(&scan.schema), BATCHES_AHEAD);
+        let batches = stream.tx();
+        stream.spawn_blocking(move || {
+            let mut left = scan.limit.unwrap_or(usize::MAX);
+            let mut send = |batch: RecordBatch| {
+                left = left.saturating_sub(batch.num_rows());
+                batches.blocking_send(Ok(batch)).is_ok() && left > 0
+            };
+            scan.run(&runs, &mut send).map_err(external)
+        });
+        stream.build()
+    }
+}
+
+impl Scan {
+    /// Hands the rows of `runs` to `send` until that says `false`. Blocks.
+    fn run(&self, runs: &Runs, send: &mut dyn FnMut(RecordBatch) -> bool) -> Result<()> {
+        let batch_rows = self.limit.unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS);
+        let mut batch = Batch::new(self, batch_rows)?;
+        let mut entity: (Vec<u8>, bool) = Default::default();
+        let mut failed: Option<Error> = None;
+        let mut stopped = false;
+        for (shard, slots) in runs.each() {
+            let mut visit = |key: &[u8], row: RowRef<'_>| {
+                if !self.wants(key, &row, &mut entity) {
+                    return ControlFlow::Continue(());
+                }
+                let sent = batch.push(key, &row).and_then(|()| match batch.rows < batch_rows {
+                    true => Ok(true),
+                    false => Ok(send(std::mem::replace(&mut batch, Batch::new(self, batch_rows)?).finish(self)?)),
+                });
+                match sent {
+                    Ok(true) => return ControlFlow::Continue(()),
+                    Ok(false) => stopped = true,
+                    Err(error) => failed = Some(error),
+                }
+                ControlFlow::Break(())
+            };
+            let scope = match &self.entity {
+                Some(key) => Scope::Entity(key),
+                None => Scope::Slots(slots),
+            };
+            match self.rows {
+                Rows::Latest => shard.scan_latest(self.storage_id, scope, &mut visit)?,
+                Rows::History | Rows::AsOf { .. } => shard.scan(self.storage_id, scope, &mut visit)?,
+            }
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            if stopped {
+                return Ok(());
+            }
+        }
+        // A claim that ends does so before the rows go: unchanged, all rows were there.
+        self.source.still(runs)?;
+        if batch.rows > 0 {
+            send(batch.finish(self)?);
+        }
+        Ok(())
+    }
+
+    /// Whether a row belongs to the answer. `entity`: the key that rows are of now, and whether it has its row.
+    fn wants(&self, key: &[u8], row: &RowRef<'_>, entity: &mut (Vec<u8>, bool)) -> bool {
+        let chosen = match self.rows {
+            Rows::Latest => !row.is_deletion(),
+            Rows::History => true,
+            Rows::AsOf { event_us, known_us } => {
+                let (of, done) = entity;
+                if *of != key {
+                    of.clear();
+                    of.extend_from_slice(key);
+                    *done = false;
+                }
+                let first =
+                    !*done && row.event_us <= event_us && row.created_us <= event_us && row.committed_us <= known_us;
+                *done |= first;
+                first && !row.is_deletion()
+            }
+        };
+        chosen && self.bounds.contains(&row.event_us)
+    }
+}
+
+/// Rows on their way into a batch: only the columns asked for.
+struct Batch {
+    rows: usize,
+    keys: Option<EntityKeyDecoder>,
+    event_us: Vec<i64>,
+    created_us: Vec<i64>,
+    committed_us: Vec<i64>,
+    deleted: Vec<bool>,
+    features: RowDecoder,
+}
+
+impl Batch {
+    fn new(scan: &Scan, capacity: usize) -> Result<Self> {
+        let wants_keys = scan.columns.iter().any(|column| matches!(column, Column::Key(_)));
+        let keys = if wants_keys { Some(EntityKeyDecoder::new(&scan.join_keys)?) } else { None };
+        let features: Vec<usize> = scan.columns.iter().filter_map(Column::feature).collect();
+        let features = RowDecoder::new(&scan.row, &features, capacity);
+        let (event_us, created_us, committed_us, deleted) = Default::default();
+        Ok(Self { rows: 0, keys, event_us, created_us, committed_us, deleted, features })
+    }
+
+    fn push(&mut self, key: &[u8], row: &RowRef<'_>) -> Result<()> {
+        if let Some(keys) = &mut self.keys {
+            keys.push(key)?;
+        }
+        self.event_us.push(row.event_us);
+        self.created_us.push(row.created_us);
+        self.committed_us.push(row.committed_us);
+        self.deleted.push(row.is_deletion());
+        match row.is_deletion() {
+            true => self.features.push_null(),
+            false => self.features.push(row.packed)?,
+        }
+        self.rows += 1;
+        Ok(())
+    }
+
+    fn finish(self, scan: &Scan) -> Result<RecordBatch> {
+        let time =
+            |values: Vec<i64>| -> ArrayRef { Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC")) };
+        let keys = self.keys.map(EntityKeyDecoder::finish).unwrap_or_default();
+        let (event, created, committed) = (time(self.event_us), time(self.created_us), time(self.committed_us));
+        let deleted: ArrayRef = Arc::new(BooleanArray::from(self.deleted));
+        let mut features = self.features.finish()?.into_iter();
+        let column = |column: &Column| match column {
+            Column::Key(at) => keys.get(*at).cloned(),
+            Column::Event => Some(Arc::clone(&event)),
+            Column::Created => Some(Arc::clone(&created)),
+            Column::Committed => Some(Arc::clone(&committed)),
+            Column::Deleted => Some(Arc::clone(&deleted)),
+            Column::Feature(_) => features.next(),
+        };
+        let columns: Option<Vec<ArrayRef>> = scan.columns.iter().map(column).collect();
+        let columns = columns.ok_or_else(|| Error::internal("a scan misses a column"))?;
+        let exact = RecordBatchOptions::new().with_row_count(Some(self.rows));
+        RecordBatch::try_new_with_options(Arc::clone(&scan.schema), columns, &exact).map_err(Error::internal)
+    }
+}
+
+impl Column {
+    fn feature(&self) -> Option<usize> {
+        match self {
+            Self::Feature(at) => Some(*at),
+            _ => None,
+        }
+    }
+}

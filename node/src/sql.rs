@@ -1,0 +1,171 @@
+//! SQL apart from serving: threads of its own, few of them, and limits on time, rows, memory and how many run.
+
+use crate::config::SqlConfig;
+use crate::error::{Error, Result};
+use crate::node::Node;
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use cairn_proto::ErrorKind;
+use cairn_proto::command::{Level, Read};
+use cairn_query::sql::{Query, SqlEngine, SqlLimits};
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+/// Queries running side by side; more wait their turn.
+const QUERIES_MAX: usize = 4;
+/// How long one waits for its turn.
+const TURN_MAX: Duration = Duration::from_secs(10);
+/// Batches a query may be ahead of its reader.
+const BATCHES_AHEAD: usize = 2;
+/// Of a planning thread; only what is used takes memory. Planners recurse, once for each term of the longest query.
+const STACK_BYTES: usize = 256 << 20;
+
+/// A query's schema and, batch after batch, its rows.
+pub struct Answer {
+    pub schema: SchemaRef,
+    pub batches: mpsc::Receiver<Result<RecordBatch>>,
+}
+
+#[derive(Debug)]
+pub struct Sql {
+    engine: Arc<SqlEngine>,
+    config: SqlConfig,
+    places: Arc<Semaphore>,
+    /// `None` only while it is dropped.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Sql {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Sql {
+    /// Spills to a folder of `data_dir`.
+    ///
+    /// # Errors
+    /// `Internal` when the folder or the threads cannot be had.
+    pub fn new(data_dir: &Path, config: SqlConfig) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        // Half of the cores, so that the others serve.
+        let threads = (cores / 2).max(1);
+        let limits = SqlLimits {
+            memory_bytes: config.memory_bytes,
+            spill_bytes: config.spill_bytes,
+            spill_dir: data_dir.join("sql-spill"),
+            partitions: threads,
+        };
+        let engine = Arc::new(SqlEngine::new(&limits)?);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .thread_name("sql")
+            .worker_threads(threads)
+            .thread_stack_size(STACK_BYTES)
+            .enable_all()
+            .build()
+            .map_err(|error| Error::internal(format!("threads for SQL: {error}")))?;
+        Ok(Self { engine, config, places: Arc::new(Semaphore::new(QUERIES_MAX)), runtime: Some(runtime) })
+    }
+
+    async fn turn(&self) -> Result<OwnedSemaphorePermit> {
+        match tokio::time::timeout(TURN_MAX, Arc::clone(&self.places).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Error::new(
+                ErrorKind::Overloaded,
+                format!("{QUERIES_MAX} queries are running; try again later or use another node"),
+            )),
+        }
+    }
+
+    /// Runs `work` on SQL's own threads; it ends when this future is dropped.
+    async fn apart<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+        let runtime = self.runtime.as_ref().ok_or_else(|| Error::internal("SQL has stopped"))?;
+        let task = tokio_util::task::AbortOnDropHandle::new(runtime.spawn(work));
+        let limit = self.config.timeout;
+        match tokio::time::timeout(limit, task).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => Err(Error::internal(format!("a query stopped: {error}"))),
+            Err(_) => Err(late(limit)),
+        }
+    }
+}
+
+fn late(limit: Duration) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        format!("the query took longer than {} s, the limit of this node (--sql-timeout-s)", limit.as_secs()),
+    )
+}
+
+/// What a query would answer with. Sees everything that was acknowledged before.
+///
+/// # Errors
+/// `InvalidArgument` for what is no query, writes, or names what is not there; `TooLarge`, `Overloaded`, `Timeout`.
+pub async fn describe(node: &Arc<Node>, sql: &str, project: &str) -> Result<SchemaRef> {
+    let _turn = node.sql.turn().await?;
+    let planned = plan(node, sql, project).await?;
+    Ok(planned.schema())
+}
+
+async fn plan(node: &Arc<Node>, sql: &str, project: &str) -> Result<Query> {
+    let read = Read { level: Level::Linearizable, ..Read::default() };
+    node.ensure(&read, 0..=node.shard_count()).await?;
+    let (engine, catalog) = (Arc::clone(&node.sql.engine), node.meta.catalog());
+    // A project that has nothing yet is one without tables.
+    let (source, sql, project) = (Arc::clone(&node.source), sql.to_owned(), project.to_owned());
+    node.sql.apart(async move { Ok(engine.plan(&sql, &project, &catalog, &source).await?) }).await
+}
+
+/// Runs a query. It ends when the receiver is dropped.
+///
+/// # Errors
+/// As [`describe`]; later ones come in place of a batch.
+pub async fn run(node: &Arc<Node>, sql: &str, project: &str) -> Result<Answer> {
+    let turn = node.sql.turn().await?;
+    let planned = plan(node, sql, project).await?;
+    let schema = planned.schema();
+    let (batches, receiver) = mpsc::channel(BATCHES_AHEAD);
+    let SqlConfig { timeout, rows_max, .. } = node.sql.config;
+    let sender = batches.clone();
+    let running = async move {
+        let mut rows = 0u64;
+        let sent = planned.run(|batch| {
+            rows = rows.saturating_add(batch.num_rows() as u64);
+            let (sender, over) = (sender.clone(), rows > rows_max);
+            async move {
+                let item = match over {
+                    true => Err(Error::new(
+                        ErrorKind::TooLarge,
+                        format!(
+                            "the answer is over {rows_max} rows, the limit of this node (--sql-rows-max); add a LIMIT, or \
+                             aggregate"
+                        ),
+                    )),
+                    false => Ok(batch),
+                };
+                Ok(sender.send(item).await.is_ok() && !over)
+            }
+        });
+        Ok(sent.await?)
+    };
+    let runtime = node.sql.runtime.as_ref().ok_or_else(|| Error::internal("SQL has stopped"))?;
+    runtime.spawn(async move {
+        let _turn = turn;
+        let ended: Result<()> = tokio::select! {
+            ended = running => ended,
+            () = tokio::time::sleep(timeout) => Err(late(timeout)),
+            // Nobody reads any more.
+            () = batches.closed() => Ok(()),
+        };
+        if let Err(error) = ended {
+            let _ = batches.send(Err(error)).await;
+        }
+    });
+    Ok(Answer { schema, batches: receiver })
+}
