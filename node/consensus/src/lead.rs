@@ -164,6 +164,7 @@ pub(crate) fn check(status: &GroupStatus, nodes: &[record::Node], to: NodeId) ->
     };
     match node.state() {
         NodeState::Active => {}
+        NodeState::Draining if is_last_resort(status, nodes) => {}
         NodeState::Draining => return leaves("is draining", "; `cairn cluster drain --undo` ends that"),
         NodeState::Removing | NodeState::Removed => return leaves("is being removed", ""),
     }
@@ -178,6 +179,14 @@ pub(crate) fn check(status: &GroupStatus, nodes: &[record::Node], to: NodeId) ->
         }
         _ => unavailable(format!("node `{name_of_to}` does not answer the leader of group {group}")),
     }
+}
+
+/// Whether a draining voter must do: the leader leaves, and no active voter is ready. Else the removal would wait for the
+/// end of a drain that may be waiting for the removal.
+fn is_last_resort(status: &GroupStatus, nodes: &[record::Node]) -> bool {
+    let leader = nodes.iter().find(|node| Some(node.id) == status.leader).map(record::Node::state);
+    let leaving = matches!(leader, Some(NodeState::Removing | NodeState::Removed));
+    leaving && heir(status, nodes, &BTreeMap::new(), false).is_none()
 }
 
 /// The voter that should lead a group in the place of its leader: ready, active, and leading the least.
@@ -290,6 +299,20 @@ mod tests {
         check(&|status, _| status.followers.clear(), 2, away);
         let drains = "conflict: node `n2` is draining and takes no leads; `cairn cluster drain --undo` ends that";
         check(&|_, nodes| nodes[1] = node(2, NodeState::Draining), 2, drains);
+        // A leader that leaves gives its lead to a draining voter rather than to nobody.
+        let leads_and_leaves = |nodes: &mut Vec<record::Node>| {
+            nodes[0] = node(1, NodeState::Removing);
+            nodes[1] = node(2, NodeState::Draining);
+        };
+        check(&|_, nodes| leads_and_leaves(nodes), 2, "yes");
+        check(
+            &|status, nodes| {
+                leads_and_leaves(nodes);
+                status.followers[1].ready = true;
+            },
+            2,
+            drains,
+        );
         let leaves = "conflict: node `n2` is being removed and takes no leads";
         check(&|_, nodes| nodes[1] = node(2, NodeState::Removing), 2, leaves);
     }

@@ -22,6 +22,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (717, "no bug: entries of a leader of old, for which a snapshot had been installed, were taken for the log"),
     (2072, "no bug: an entry that was replaced and purged between two looks was taken for the log"),
     (192, "no bug: the log of a leader whose disk has just failed was taken for all it has"),
+    (2070, "a leader that left found only draining voters, chose one and then refused it: the removal never ended"),
     (167, "a node removed before any leader had told it anything knew nobody to hear that from: it asks at `--join`"),
 ];
 
