@@ -7,7 +7,7 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use cairn_proto::ErrorKind;
 use cairn_proto::command::{Level, Read};
-use cairn_query::sql::{Query, SqlEngine, SqlLimits};
+use cairn_query::sql::{Query, SqlEngine, SqlLimits, TABLES_MAX};
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +22,10 @@ const TURN_MAX: Duration = Duration::from_secs(10);
 /// Batches a query may be ahead of its reader.
 const BATCHES_AHEAD: usize = 2;
 /// Of a planning thread; only what is used takes memory. Planners recurse, once for each term of the longest query.
-const STACK_BYTES: usize = 256 << 20;
+const STACK_BYTES: usize = 64 << 20;
+const THREADS_MAX: usize = 8;
+/// Beside scans: for what operators write to disk.
+const SPILLING_THREADS: usize = 64;
 
 /// A query's schema and, batch after batch, its rows.
 pub struct Answer {
@@ -55,7 +58,7 @@ impl Sql {
     pub fn new(data_dir: &Path, config: SqlConfig) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         // Half of the cores, so that the others serve.
-        let threads = (cores / 2).max(1);
+        let threads = (cores / 2).clamp(1, THREADS_MAX);
         let limits = SqlLimits {
             memory_bytes: config.memory_bytes,
             spill_bytes: config.spill_bytes,
@@ -67,6 +70,8 @@ impl Sql {
             .thread_name("sql")
             .worker_threads(threads)
             .thread_stack_size(STACK_BYTES)
+            // A scan holds a thread until it is read: as many as there may be, or queries would wait for each other.
+            .max_blocking_threads(QUERIES_MAX * TABLES_MAX * threads + SPILLING_THREADS)
             .enable_all()
             .build()
             .map_err(|error| Error::internal(format!("threads for SQL: {error}")))?;
@@ -156,13 +161,14 @@ pub async fn run(node: &Arc<Node>, sql: &str, project: &str) -> Result<Answer> {
     };
     let runtime = node.sql.runtime.as_ref().ok_or_else(|| Error::internal("SQL has stopped"))?;
     runtime.spawn(async move {
-        let _turn = turn;
         let ended: Result<()> = tokio::select! {
             ended = running => ended,
             () = tokio::time::sleep(timeout) => Err(late(timeout)),
             // Nobody reads any more.
             () = batches.closed() => Ok(()),
         };
+        // Whoever asked may read the end of it late, or never.
+        drop(turn);
         if let Err(error) = ended {
             let _ = batches.send(Err(error)).await;
         }

@@ -92,6 +92,22 @@ async fn a_query_that_nobody_reads_ends() -> TestResult {
 }
 
 #[tokio::test]
+async fn a_reader_that_stalls_keeps_no_place_for_ever() -> TestResult {
+    let story = Story::nodes(1, &["--sql-timeout-s", "2"]).await?;
+    story.apply(DRIVERS).await?;
+    story.store("stats", drivers(at(1), 0)).await?;
+    // More than may run side by side, each with far more to send than anybody takes in advance.
+    let mut stalled = Vec::new();
+    for _ in 0..5 {
+        let client = story.client_of(0).await?;
+        stalled.push(client.sql("select repeat('x', 1000) from stats a, stats b", DEFAULT_PROJECT).await?);
+    }
+    assert_eq!(number(&story.client, "select count(*) from stats").await?, KEYS);
+    drop(stalled);
+    story.end().await
+}
+
+#[tokio::test]
 async fn time_and_rows_are_limited() -> TestResult {
     let story = Story::nodes(1, &["--sql-timeout-s", "2", "--sql-rows-max", "1500"]).await?;
     story.apply(DRIVERS).await?;

@@ -1,7 +1,7 @@
 //! SQL over everything, read-only: DataFusion over the rows of this node and what the registry holds.
 //!
 //! In reading order: `names` (which tables and functions there are), `rows` (rows of a feature view as a table),
-//! `system` (the registry as tables).
+//! `system` (the registry as tables), `bounds` (what is too much to plan).
 //!
 //! Always true:
 //! - a query has a session of its own over one catalog; nothing it does is seen by the next
@@ -9,11 +9,14 @@
 //!   meanwhile ends it with an error and never loses or doubles rows
 //! - sorts, joins and aggregates take their memory from one bounded pool and spill; a query ends when nobody reads it
 
+mod bounds;
 mod names;
 mod rows;
 mod system;
 #[cfg(test)]
 mod tests;
+
+pub use bounds::TABLES_MAX;
 
 use crate::source::ShardedSource;
 use crate::{Error, Result};
@@ -26,19 +29,14 @@ use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext};
-use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{self, Visit, Visitor};
 use datafusion::sql::sqlparser::parser::ParserError;
 use futures::StreamExt;
 use names::{AsOf, History, Latest, Schemas};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Longest text of a query, bytes.
 pub const SQL_BYTES_MAX: usize = 32 << 10;
-/// Deepest expression of a query.
-const DEPTH_MAX: usize = 500;
 /// Rows of a batch.
 const BATCH_ROWS: usize = 8_192;
 /// Name of the one catalog, as database tools show it.
@@ -110,7 +108,7 @@ impl SqlEngine {
         let state = context.state();
         let dialect = state.config().options().sql_parser.dialect;
         let statement = state.sql_to_statement(sql, &dialect).map_err(|error| told(&error))?;
-        check_depth(&statement)?;
+        bounds::check(&statement)?;
         let plan = state.statement_to_plan(statement).await.map_err(|error| told(&error))?;
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         options.verify_plan(&plan).map_err(|error| told(&error))?;
@@ -173,37 +171,6 @@ impl Query {
     }
 }
 
-/// Planning takes the square of an expression's depth, and nothing can stop it on its way.
-fn check_depth(mut statement: &Statement) -> Result<()> {
-    while let Statement::Explain(explain) = statement {
-        statement = &explain.statement;
-    }
-    let Statement::Statement(statement) = statement else { return Ok(()) };
-    match statement.visit(&mut Depth(0)) {
-        ControlFlow::Break(()) => Err(Error::TooLarge(format!(
-            "an expression of the query is nested, or chained, more than {DEPTH_MAX} deep; write long chains of `or` as `in`"
-        ))),
-        ControlFlow::Continue(()) => Ok(()),
-    }
-}
-
-/// Expressions around the one that is visited.
-struct Depth(usize);
-
-impl Visitor for Depth {
-    type Break = ();
-
-    fn pre_visit_expr(&mut self, _: &ast::Expr) -> ControlFlow<()> {
-        self.0 += 1;
-        if self.0 > DEPTH_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    }
-
-    fn post_visit_expr(&mut self, _: &ast::Expr) -> ControlFlow<()> {
-        self.0 -= 1;
-        ControlFlow::Continue(())
-    }
-}
-
 /// One line that says what is wrong with a query, and whose fault it is.
 fn told(error: &DataFusionError) -> Error {
     if let Some(ours) = ours(error) {
@@ -221,7 +188,10 @@ fn told(error: &DataFusionError) -> Error {
             "the query needs more than this node gives to SQL: {line}; read fewer rows or columns, or raise \
              --sql-memory-mib"
         )),
-        DataFusionError::Internal(_) | DataFusionError::IoError(_) => Error::Internal(line),
+        DataFusionError::Internal(_)
+        | DataFusionError::IoError(_)
+        | DataFusionError::ExecutionJoin(_)
+        | DataFusionError::External(_) => Error::Internal(line),
         _ => Error::InvalidArgument(line),
     }
 }

@@ -260,22 +260,28 @@ impl PartitionStream for Partition {
                 left = left.saturating_sub(batch.num_rows());
                 batches.blocking_send(Ok(batch)).is_ok() && left > 0
             };
-            scan.run(&runs, &mut send).map_err(external)
+            scan.run(&runs, &|| !batches.is_closed(), &mut send).map_err(external)
         });
         stream.build()
     }
 }
 
 impl Scan {
-    /// Hands the rows of `runs` to `send` until that says `false`. Blocks.
-    fn run(&self, runs: &Runs, send: &mut dyn FnMut(RecordBatch) -> bool) -> Result<()> {
+    /// Hands the rows of `runs` to `send` until that says `false`, or nobody is `there`, which is asked on the way: of many
+    /// rows perhaps none is sent. Blocks.
+    fn run(&self, runs: &Runs, there: &dyn Fn() -> bool, send: &mut dyn FnMut(RecordBatch) -> bool) -> Result<()> {
         let batch_rows = self.limit.unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS);
         let mut batch = Batch::new(self, batch_rows)?;
         let mut entity: (Vec<u8>, bool) = Default::default();
         let mut failed: Option<Error> = None;
-        let mut stopped = false;
+        let (mut stopped, mut seen) = (false, 0usize);
         for (shard, slots) in runs.each() {
             let mut visit = |key: &[u8], row: RowRef<'_>| {
+                seen += 1;
+                if seen.is_multiple_of(BATCH_ROWS) && !there() {
+                    stopped = true;
+                    return ControlFlow::Break(());
+                }
                 if !self.wants(key, &row, &mut entity) {
                     return ControlFlow::Continue(());
                 }
@@ -400,5 +406,49 @@ impl Column {
             Self::Feature(at) => Some(*at),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::Project;
+    use crate::testing::{Store, fact};
+    use cairn_proto::record::v1::ValueKind;
+    use std::cell::Cell;
+
+    /// A scan that finds nothing to send would else go on to its end for nobody.
+    #[test]
+    fn a_scan_that_sends_nothing_finds_out_that_nobody_is_there() {
+        let mut project = Project::default();
+        project.entity("k", &[("k", ValueKind::Int64)]).view("v", &["k"], 0, &[("x", ValueKind::Int64)]);
+        let (plan, mut store) = (project.plan(&["v"]), Store::new());
+        for commit in 0..3 {
+            let facts: Vec<_> = (0..10_000).map(|row| fact(&format!("{row} | {commit} | {row}"))).collect();
+            store.write(&plan, 0, commit, &facts);
+        }
+        let table = ViewTable::new(&project.catalog(), "p", "v", None, Rows::History, &store.sharded).unwrap();
+        let scan = Scan {
+            storage_id: table.storage_id,
+            join_keys: table.join_keys.clone(),
+            row: table.row.clone(),
+            rows: table.rows,
+            columns: table.columns.clone(),
+            schema: table.schema(),
+            entity: None,
+            bounds: 1_000..=1_000,
+            limit: None,
+            source: Arc::clone(&store.sharded),
+        };
+        let asked = Cell::new(0);
+        let there = |answer: bool| {
+            asked.set(asked.get() + 1);
+            answer
+        };
+        let runs = store.sharded.runs(1).remove(0).unwrap();
+        scan.run(&runs, &|| there(true), &mut |_| panic!("a row outside the bounds")).unwrap();
+        assert_eq!(asked.replace(0), 3, "30,000 rows");
+        scan.run(&runs, &|| there(false), &mut |_| panic!("a row outside the bounds")).unwrap();
+        assert_eq!(asked.get(), 1);
     }
 }

@@ -383,6 +383,23 @@ fn no_query_is_too_deep_to_be_refused() {
     expect!["too_large: the query is nested too deep"].assert_eq(&world.refused(&nested));
 }
 
+/// What is written once and named twice is planned twice: a few lines would be millions of tables.
+#[test]
+fn a_query_does_not_grow_over_all_bounds() {
+    let world = drivers();
+    let doubled = |times: usize| {
+        let name = |at: usize| format!("t{at} as (select a.k from t{0} a join t{0} b on a.k = b.k)", at - 1);
+        let rest: Vec<String> = (1..=times).map(name).collect();
+        let comma = if rest.is_empty() { "" } else { ", " };
+        format!("with t0 as (select k from v){comma}{} select count(*) as n from t{times}", rest.join(", "))
+    };
+    assert_eq!(world.rows(&doubled(3), &["n"]), ["1"]);
+    let refused = expect!["too_large: the query reads tables more than 32 times, what it names twice counted twice"];
+    refused.assert_eq(&world.refused(&doubled(60)));
+    let many: Vec<String> = (0..33).map(|at| format!("v v{at}")).collect();
+    refused.assert_eq(&world.refused(&format!("select 1 from {}", many.join(", "))));
+}
+
 #[test]
 fn memory_and_spilled_rows_are_bounded() {
     let mut world = World::new(1 << 20);
