@@ -8,6 +8,7 @@ use cairn_proto::ErrorKind;
 use cairn_proto::record::v1::{self as record, BlobRef};
 use cairn_storage::blob::{BlobInfo, BlobStore, hex};
 use cairn_storage::catalog::Catalog;
+use cairn_storage::shard::Shard;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -185,6 +186,15 @@ pub async fn fetch(node: &Arc<Node>, root: Root) -> Result<()> {
 pub fn missing(catalog: &Catalog, blobs: &BlobStore) -> BTreeSet<Root> {
     let versions = catalog.projects().flat_map(|project| project.models()).flat_map(|(_, model)| model.versions());
     let roots = versions.filter_map(|version| Root::try_from(version.artifact.as_ref()?.root.as_ref()).ok());
+    roots.filter(|root| !blobs.contains(root)).collect()
+}
+
+/// The segments of history that this node's shards refer to and it does not hold.
+pub fn missing_segments<'s>(shards: impl IntoIterator<Item = &'s Arc<Shard>>, blobs: &BlobStore) -> BTreeSet<Root> {
+    let tiers = shards.into_iter().map(|shard| shard.tiers());
+    let roots = tiers.flat_map(|tiers| {
+        tiers.segments().iter().filter_map(|it| Root::try_from(it.root.as_ref()).ok()).collect::<Vec<_>>()
+    });
     roots.filter(|root| !blobs.contains(root)).collect()
 }
 

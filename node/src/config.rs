@@ -59,6 +59,9 @@ pub struct Args {
     /// Seconds between two comparisons of each group's replicas; 0 = they are not compared. [default: 600]
     #[arg(long, value_name = "SECONDS")]
     pub audit_interval_s: Option<u64>,
+    /// Seconds between two looks for history that is older than its view's hot window. [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub tiering_interval_s: Option<u64>,
     /// Memory of sorts, joins and aggregates of all SQL queries, MiB; above it they spill, to eight times as much disk.
     /// [default: 512]
     #[arg(long, value_name = "MIB")]
@@ -89,6 +92,7 @@ struct FileConfig {
     disk_reserve_mib: Option<u64>,
     snapshot_entries: Option<u64>,
     audit_interval_s: Option<u64>,
+    tiering_interval_s: Option<u64>,
     sql_memory_mib: Option<u64>,
     sql_timeout_s: Option<u64>,
     sql_rows_max: Option<u64>,
@@ -127,6 +131,7 @@ pub struct NodeConfig {
     pub snapshot_entries: u64,
     /// `None` = replicas are not compared.
     pub audit_interval: Option<Duration>,
+    pub tiering_interval: Duration,
     pub sql: SqlConfig,
 }
 
@@ -168,12 +173,20 @@ impl NodeConfig {
         if !(1..=86_400).contains(&sql_timeout_s) {
             return Err(format!("`sql-timeout-s` is {sql_timeout_s}; it must be 1 to 86400"));
         }
+        let tiering_interval_s = args.tiering_interval_s.or(file.tiering_interval_s).unwrap_or(60);
+        if !(1..=86_400).contains(&tiering_interval_s) {
+            return Err(format!("`tiering-interval-s` is {tiering_interval_s}; it must be 1 to 86400"));
+        }
+        let sql_rows_max = args.sql_rows_max.or(file.sql_rows_max).unwrap_or(10_000_000);
+        if sql_rows_max == 0 {
+            return Err("`sql-rows-max` is 0; it must be 1 or more".to_owned());
+        }
         let sql = SqlConfig {
             memory_bytes: usize::try_from(sql_memory_mib << 20)
                 .map_err(|_| "`sql-memory-mib` is too large".to_owned())?,
             spill_bytes: sql_memory_mib << 23,
             timeout: Duration::from_secs(sql_timeout_s),
-            rows_max: args.sql_rows_max.or(file.sql_rows_max).unwrap_or(10_000_000),
+            rows_max: sql_rows_max,
         };
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         let name = args.name.or(file.name);
@@ -200,6 +213,7 @@ impl NodeConfig {
             executor_threads: args.executor_threads.or(file.executor_threads).unwrap_or(cores).clamp(1, 256),
             disk_reserve_bytes: args.disk_reserve_mib.or(file.disk_reserve_mib).unwrap_or(256) << 20,
             snapshot_entries,
+            tiering_interval: Duration::from_secs(tiering_interval_s),
             audit_interval: Some(audit_interval_s).filter(|it| *it > 0).map(Duration::from_secs),
             sql,
         })
@@ -245,6 +259,10 @@ mod tests {
         assert!(resolve("cairnd --shards 0").unwrap_err().contains("`shards` is 0"));
         assert!(resolve("cairnd --snapshot-entries 0").unwrap_err().contains("`snapshot-entries` is 0"));
         assert!(resolve("cairnd --join-timeout-s 0").unwrap_err().contains("`join-timeout-s` is 0"));
+        assert!(resolve("cairnd --tiering-interval-s 0").unwrap_err().contains("`tiering-interval-s` is 0"));
+        assert!(resolve("cairnd --sql-memory-mib 1").unwrap_err().contains("`sql-memory-mib` is 1"));
+        assert!(resolve("cairnd --sql-timeout-s 0").unwrap_err().contains("`sql-timeout-s` is 0"));
+        assert!(resolve("cairnd --sql-rows-max 0").unwrap_err().contains("`sql-rows-max` is 0"));
         assert!(resolve("cairnd --listen nonsense").unwrap_err().contains("`listen`"));
     }
 

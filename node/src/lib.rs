@@ -8,7 +8,7 @@
 //! - [`meta_write`]: writes to the meta group; [`artifacts`]: model files, on a quorum before they count
 //! - [`datasets`]: moments that no later write can change
 //! - [`sql`]: queries, apart from serving
-//! - [`moves`]: slots from one shard to another
+//! - [`moves`]: slots from one shard to another; [`tiering`]: old history to segments
 //! - [`writes`]: whether this node takes writes; [`metrics`], [`clock`], [`error`]
 //! - [`api`]: the client port
 //!
@@ -33,4 +33,5 @@ pub mod predict;
 pub mod server;
 pub mod sql;
 pub mod stores;
+pub mod tiering;
 pub mod writes;

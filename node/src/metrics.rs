@@ -51,6 +51,8 @@ pub struct Consensus {
     pub refused_peers: u64,
     /// What came in of other nodes' snapshots.
     pub snapshots: cairn_consensus::Received,
+    /// Of each shard's history in segments: group, segments, rows, bytes.
+    pub segments: Vec<(u32, u64, u64, u64)>,
 }
 
 /// All of a node's counters.
@@ -88,7 +90,7 @@ impl Metrics {
 
     /// Everything in Prometheus' text form.
     pub fn render(&self, consensus: &Consensus, read_only: bool) -> String {
-        let Consensus { groups, audits, refused_peers, snapshots } = consensus;
+        let Consensus { groups, audits, refused_peers, snapshots, segments } = consensus;
         let mut out = String::new();
         let _ = writeln!(out, "# TYPE cairn_ingest_rows_total counter");
         for ((outcome, _), counter) in crate::ingest::counts(&Ingested::default()).iter().zip(&self.ingest_rows) {
@@ -124,6 +126,16 @@ impl Metrics {
         ] {
             let _ = writeln!(out, "# TYPE {name} counter\n{name} {bytes}");
         }
+        for (place, name) in ["cairn_history_segments", "cairn_history_segment_rows", "cairn_history_segment_bytes"]
+            .into_iter()
+            .enumerate()
+        {
+            let _ = writeln!(out, "# TYPE {name} gauge");
+            for (group, count, rows, bytes) in segments {
+                let value = [count, rows, bytes][place];
+                let _ = writeln!(out, "{name}{{group=\"{group}\"}} {value}");
+            }
+        }
         let _ = writeln!(out, "# TYPE cairn_node_read_only gauge\ncairn_node_read_only {}", u8::from(read_only));
         out
     }
@@ -139,8 +151,13 @@ mod tests {
         metrics.online_read(3, Duration::from_micros(80));
         metrics.online_read(2, Duration::from_secs(9));
         let snapshots = cairn_consensus::Received { sent: 5, kept: 7 };
-        let consensus =
-            Consensus { groups: vec![(0, 7, true)], audits: [("equal", 3); 4], refused_peers: 2, snapshots };
+        let consensus = Consensus {
+            groups: vec![(0, 7, true)],
+            audits: [("equal", 3); 4],
+            refused_peers: 2,
+            snapshots,
+            segments: vec![(1, 2, 300, 4000)],
+        };
         let text = metrics.render(&consensus, false);
         assert!(text.contains("cairn_online_features_rows_total 5"), "{text}");
         assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"0.0001\"} 1"), "{text}");
@@ -149,6 +166,7 @@ mod tests {
         assert!(text.contains("cairn_raft_applied_index{group=\"0\"} 7"), "{text}");
         assert!(text.contains("cairn_raft_audits_total{outcome=\"equal\"} 3"), "{text}");
         assert!(text.contains("cairn_peer_requests_refused_total 2"), "{text}");
+        assert!(text.contains("cairn_history_segment_rows{group=\"1\"} 300\n"), "{text}");
         assert!(text.contains("\ncairn_raft_snapshot_resumed_bytes_total 7\n"), "{text}");
     }
 }

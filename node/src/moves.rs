@@ -11,7 +11,7 @@ use bytes::Bytes;
 use cairn_proto::record::v1::{
     ShardCommand, ShardOutcome, SlotExportState, SlotMove, SlotMoveState, shard_command::Change,
 };
-use cairn_storage::shard::{Ask, COMMAND_VERSION, next_asks};
+use cairn_storage::shard::{Ask, MOVE_VERSION, next_asks};
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,7 +109,7 @@ fn note<'a>(it: &'a SlotMove, change: &Change, sealed: &'a mut Option<Instant>) 
 /// Proposes a step and waits until this node has applied it; `false` when the shard refused it.
 async fn propose(node: &Node, it: &SlotMove, shard: u32, change: Change) -> Result<bool> {
     let deadline = Instant::now() + STEP_TIMEOUT;
-    let command = ShardCommand { version: COMMAND_VERSION, proposed_at_us: now_us(), change: Some(change) };
+    let command = ShardCommand { version: MOVE_VERSION, proposed_at_us: now_us(), change: Some(change) };
     // Each step changes nothing the second time.
     let proposed = node.cluster.propose(shard, Bytes::from(command.encode_to_vec()), true, deadline).await?;
     let outcome = ShardOutcome::decode(proposed.outcome)?;

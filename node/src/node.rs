@@ -1,5 +1,6 @@
 //! Everything a request needs, in one place: the groups of this node, what they hold, and the limits on their use.
 
+use crate::artifacts;
 use crate::config::NodeConfig;
 use crate::error::{Error, Result};
 use crate::features::PlanCache;
@@ -211,7 +212,10 @@ impl Node {
         if self.meta.catalog().cluster().is_none() {
             return Some("the cluster's first entry is not applied yet".to_owned());
         }
-        None
+        match artifacts::missing_segments(&self.shards, &self.blobs).len() {
+            0 => None,
+            missing => Some(format!("{missing} segments of the history are still on their way to this node")),
+        }
     }
 
     /// # Errors

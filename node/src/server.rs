@@ -16,6 +16,7 @@ use cairn_executor::Executor;
 use cairn_proto::MESSAGE_BYTES_MAX;
 use cairn_proto::api::v1 as wire;
 use cairn_query::source::ShardedSource;
+use cairn_storage::segment::SegmentStore;
 use cairn_storage::shard::home_shard;
 use std::future::Future;
 use std::sync::Arc;
@@ -23,6 +24,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+
+/// Row groups of segments that point reads met; a quarter of what the block cache has, and no more than this.
+const SEGMENT_CACHE_BYTES_MAX: usize = 256 << 20;
 
 /// Why a node did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +62,8 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     let gate = node.writes.watch();
     let copies = tokio::spawn(crate::artifacts::keep_copies(Arc::clone(&node)));
     let moves = tokio::spawn(crate::moves::drive(Arc::clone(&node)));
+    let tiering = tokio::spawn(crate::tiering::drive(Arc::clone(&node)));
+    let segments = tokio::spawn(crate::tiering::keep_segments(Arc::clone(&node)));
     // Printed on its own, so that scripts and people can wait for it.
     println!("cairnd ready: clients {} peers {}", node.client_address, node.peer_address);
 
@@ -89,6 +95,8 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     gate.abort();
     copies.abort();
     moves.abort();
+    tiering.abort();
+    segments.abort();
     if outcome.is_ok() {
         tracing::info!("stopping");
         connections.drain().await;
@@ -157,6 +165,8 @@ async fn start(
         tick.tick().await;
     };
     let shards = stores.shards();
+    let segments = SegmentStore::new(Arc::clone(&blobs), (config.cache_bytes / 4).min(SEGMENT_CACHE_BYTES_MAX));
+    shards.iter().for_each(|(_, shard)| shard.keep_segments_in(Arc::clone(&segments)));
     let home: Vec<u32> = (0..cairn_proto::SLOTS as u16).map(|slot| home_shard(slot, info.shards)).collect();
     let source = ShardedSource::new(&home, shards.clone())?;
     let moved = Node::watch_moves(&shards);

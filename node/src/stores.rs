@@ -102,7 +102,9 @@ impl Host for Stores {
 
     fn artifacts_missing(&self) -> u64 {
         let (Some(meta), Some(blobs)) = (self.meta(), self.blobs()) else { return u64::MAX };
-        artifacts::missing(&meta.catalog(), &blobs).len() as u64
+        let shards = self.shards();
+        let segments = artifacts::missing_segments(shards.iter().map(|(_, shard)| shard), &blobs);
+        (artifacts::missing(&meta.catalog(), &blobs).len() + segments.len()) as u64
     }
 
     fn replication_factor(&self) -> u32 {

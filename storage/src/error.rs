@@ -20,6 +20,9 @@ pub enum Error {
     TooLarge(String),
     #[error("{0}")]
     ReadOnly(String),
+    /// Not now: the same again may do.
+    #[error("{0}")]
+    Unavailable(String),
     /// Bytes fail their checksum or cannot be decoded.
     #[error("{0}")]
     Corrupt(String),
@@ -38,6 +41,7 @@ impl Error {
             Self::AlreadyExists(_) => ErrorKind::AlreadyExists,
             Self::TooLarge(_) => ErrorKind::TooLarge,
             Self::ReadOnly(_) => ErrorKind::ReadOnly,
+            Self::Unavailable(_) => ErrorKind::Unavailable,
             Self::Corrupt(_) => ErrorKind::Corrupt,
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => ErrorKind::ReadOnly,
             Self::Io { .. } | Self::Internal(_) => ErrorKind::Internal,
@@ -48,6 +52,20 @@ impl Error {
     pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let context = context.into();
         move |source| Self::Io { context, source }
+    }
+
+    /// What Parquet reports of a file of ours.
+    pub(crate) fn parquet(error: parquet::errors::ParquetError) -> Self {
+        match error {
+            parquet::errors::ParquetError::External(source) => match source.downcast::<Self>() {
+                Ok(ours) => *ours,
+                Err(source) => match source.downcast::<std::io::Error>() {
+                    Ok(source) => Self::Io { context: "a segment".to_owned(), source: *source },
+                    Err(source) => Self::Corrupt(format!("a segment: {source}")),
+                },
+            },
+            other => Self::Corrupt(format!("a segment: {other}")),
+        }
     }
 }
 

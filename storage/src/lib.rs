@@ -6,6 +6,7 @@
 //! - [`row`]: one packed row per feature view, from Arrow and into Arrow; [`block`]: many rows in one command
 //! - [`replica`]: a replicated state machine as consensus sees it; [`digest`]: its state at one entry, to be compared
 //! - [`engine`]: the one module tree that names RocksDB: column families, caches, checkpoints, installs
+//! - [`segment`]: history as Parquet files
 //! - [`shard`]: the state machine of a feature shard, and its reads
 //! - [`meta`]: the state machine of group 0; [`catalog`]: what it knows, in memory
 //! - [`near`]: "did you mean"
@@ -20,6 +21,7 @@
 //! - I4 a (producer, sequence) takes effect at most once in the rows of one view
 //! - I5 a model version, once registered, never changes; an alias moves only by its own history
 //! - I6 a slot is written in one shard at a time, and a move changes no answer
+//! - I7 a row is in the database or in a segment, or in both as the same row; going there changes no answer
 //!
 //! Not here: Raft, networking, SQL, models.
 
@@ -36,6 +38,7 @@ pub mod replica;
 pub mod row;
 #[cfg(feature = "seeded-bugs")]
 pub mod seeded;
+pub mod segment;
 pub mod shard;
 #[cfg(test)]
 mod testing;

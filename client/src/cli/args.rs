@@ -68,6 +68,8 @@ pub enum Command {
     Dataset(DatasetCommand),
     /// Query features, their history and the registry with SQL. Nothing can be written.
     Sql(SqlArgs),
+    /// List history that went to Parquet files (a view's `hot_window` sends it there), or fetch the files.
+    Segments(SegmentsArgs),
     /// Ask a deployment for predictions by entity key.
     Predict(PredictArgs),
     /// Register, list, promote and fetch models.
@@ -333,6 +335,16 @@ pub struct JoinArgs {
     pub batch_rows: u32,
     #[command(flatten)]
     pub read: ReadArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct SegmentsArgs {
+    /// Of this feature view only.
+    #[arg(long, value_name = "VIEW")]
+    pub view: Option<String>,
+    /// A folder for the files: plain Parquet, which DuckDB, Polars and Spark read. Made when absent.
+    #[arg(long, value_name = "FOLDER")]
+    pub fetch: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

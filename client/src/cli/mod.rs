@@ -18,6 +18,7 @@ mod model;
 mod output;
 mod progress;
 mod read;
+mod segments;
 mod sql;
 mod status;
 
@@ -37,6 +38,7 @@ pub async fn run(args: Args) -> Outcome {
         Command::Get(args) => read::get(&session, args).await,
         Command::Dataset(command) => dataset::dataset(&session, command).await,
         Command::Join(args) => join::join(&session, args).await,
+        Command::Segments(args) => segments::segments(&session, args).await,
         Command::Sql(args) => sql::sql(&session, args).await,
         Command::Predict(args) => read::predict(&session, args).await,
         Command::Model(command) => model::run(&session, command).await,

@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use cairn_proto::SLOTS;
+use cairn_proto::record::v1::Segment;
 use cairn_storage::keys::slot_of;
 use cairn_storage::shard::{Claims, Shard};
 pub use cairn_storage::shard::{Lookup, RowRef};
@@ -243,6 +244,12 @@ impl ShardedSource {
             }
             None => Ok(()),
         }
+    }
+
+    /// The segments of history of each shard here, by its group.
+    pub fn segments(&self) -> Vec<(u32, Segment)> {
+        let shards = self.groups.iter().zip(&self.shards);
+        shards.flat_map(|(group, shard)| shard.tiers().segments().to_vec().into_iter().map(|it| (*group, it))).collect()
     }
 
     fn table(&self) -> Arc<Table> {

@@ -19,9 +19,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use cairn_proto::command::{EVENT_TIMESTAMP, Predict, Read};
+use cairn_proto::record::v1::Segment;
 use cairn_proto::time::Timestamp;
 use cairn_proto::{DEFAULT_PROJECT, ErrorKind, MESSAGE_BYTES_MAX};
 use cairn_query::online::{OnlineOptions, ReadAt};
+use cairn_storage::shard::Shard;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -95,9 +97,16 @@ async fn metrics(State(node): App) -> Response {
         audits: node.cluster.audits(),
         refused_peers: node.cluster.refused_peers(),
         snapshots: node.cluster.received_snapshots(),
+        segments: (1..).zip(&node.shards).map(|(group, shard)| segments_of(group, shard)).collect(),
     };
     let text = node.metrics.render(&consensus, node.writes.reason().is_some());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+fn segments_of(group: u32, shard: &Shard) -> (u32, u64, u64, u64) {
+    let tiers = shard.tiers();
+    let sum = |of: fn(&Segment) -> u64| tiers.segments().iter().map(of).sum();
+    (group, tiers.segments().len() as u64, sum(|it| it.rows), sum(|it| it.size))
 }
 
 // ---------------------------------------------------------------- online features

@@ -42,6 +42,9 @@ fn lines(kind: &Kind) -> Vec<(String, String)> {
             if it.ttl_us != 0 {
                 out.push(line("ttl", format!(" {}", duration(it.ttl_us))));
             }
+            if it.hot_window_us != 0 {
+                out.push(line("hot window", format!(" {}", duration(it.hot_window_us))));
+            }
             if !it.source.is_empty() {
                 out.push(line("source", format!(" {}", it.source)));
             }

@@ -136,6 +136,7 @@ struct Spec {
     join_keys: Option<Spanned<Vec<Spanned<FieldItem>>>>,
     entities: Option<Spanned<Vec<Spanned<String>>>>,
     ttl: Option<Spanned<String>>,
+    hot_window: Option<Spanned<String>>,
     source: Option<Spanned<String>>,
     features: Option<Spanned<Vec<Spanned<FeatureItem>>>>,
     sources: Option<Spanned<Vec<Spanned<String>>>>,
@@ -244,6 +245,7 @@ impl<'a> Reader<'a> {
                 let entities = spec.entities.take().ok_or_else(|| missing("entities"))?;
                 let features = spec.features.take().ok_or_else(|| missing("features"))?;
                 let ttl_us = spec.ttl.take().map(|text| self.duration(&text)).transpose()?.unwrap_or(0);
+                let hot_window_us = spec.hot_window.take().map(|text| self.duration(&text)).transpose()?.unwrap_or(0);
                 Kind::FeatureView(record::FeatureView {
                     name: name.clone(),
                     entities: self.texts(entities.value),
@@ -251,6 +253,7 @@ impl<'a> Reader<'a> {
                     features: self.typed_features(features.value)?,
                     description,
                     source: spec.source.take().map(|text| text.value).unwrap_or_default(),
+                    hot_window_us,
                 })
             }
             "OnDemandFeatureView" => {
@@ -325,7 +328,18 @@ impl<'a> Reader<'a> {
                 if let Some(found) = &spec.$field { return refuse(self.at(found), stringify!($field)); }
             )*};
         }
-        none_left!(join_keys, entities, ttl, source, features, sources, request_data, feature_service, model);
+        none_left!(
+            join_keys,
+            entities,
+            ttl,
+            hot_window,
+            source,
+            features,
+            sources,
+            request_data,
+            feature_service,
+            model
+        );
         none_left!(champion, challengers, shadows);
         Ok(())
     }

@@ -8,13 +8,14 @@ use std::process::Command;
 
 type TestResult = Result<(), Box<dyn std::error::Error>>;
 
-/// The Python with pyarrow and the ADBC driver: `CAIRN_PYTHON`, which `make test` sets, or `python3`.
+/// The Python with pyarrow, the ADBC driver, DuckDB and Polars: `CAIRN_PYTHON`, which `make test` sets, or `python3`.
 pub fn python() -> String {
     let python = std::env::var("CAIRN_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let has_pyarrow = Command::new(&python).args(["-c", "import pyarrow.flight, adbc_driver_flightsql"]).output();
+    let has_pyarrow =
+        Command::new(&python).args(["-c", "import pyarrow.flight, adbc_driver_flightsql, duckdb, polars"]).output();
     assert!(
         has_pyarrow.is_ok_and(|output| output.status.success()),
-        "`{python}` has no pyarrow or no ADBC driver: `make test` makes a .venv with them and sets CAIRN_PYTHON; or pip install -r \
+        "`{python}` has not all of pyarrow, the ADBC driver, DuckDB and Polars: `make test` makes a .venv with them and sets CAIRN_PYTHON; or pip install -r \
          client/examples/requirements.txt and set CAIRN_PYTHON yourself"
     );
     python

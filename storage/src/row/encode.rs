@@ -11,8 +11,8 @@ use arrow_array::{Array, ArrayRef, BinaryArray, BooleanArray, StringArray};
 use arrow_buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 
 /// Packs the rows of one batch.
-pub struct RowEncoder<'a> {
-    schema: &'a RowSchema,
+pub struct RowEncoder {
+    schema: RowSchema,
     columns: Vec<(Values, Option<NullBuffer>)>,
     rows: usize,
 }
@@ -37,12 +37,12 @@ enum Items {
     Float64(ScalarBuffer<f64>),
 }
 
-impl<'a> RowEncoder<'a> {
+impl RowEncoder {
     /// Takes the feature columns in the order of the schema, of its types or types that convert to them.
     ///
     /// # Errors
     /// `InvalidArgument` naming the column, the type found and the type wanted, or the row that does not convert.
-    pub fn new(schema: &'a RowSchema, columns: &[ArrayRef]) -> Result<Self> {
+    pub fn new(schema: &RowSchema, columns: &[ArrayRef]) -> Result<Self> {
         let fields = schema.fields();
         if fields.len() != columns.len() {
             return Err(Error::InvalidArgument(format!(
@@ -64,7 +64,7 @@ impl<'a> RowEncoder<'a> {
             let column = coerce(&field.name, column, &field.r#type.unwrap_or_default())?;
             typed.push((Values::of(&column, place.shape), column.nulls().cloned()));
         }
-        Ok(Self { schema, columns: typed, rows })
+        Ok(Self { schema: schema.clone(), columns: typed, rows })
     }
 
     /// Appends the packed row of `row`.

@@ -5,10 +5,12 @@
 //! like any other; an `Err` stops this replica.
 
 use super::dedup::{Dedup, Seen};
-use super::records::{ChangeRef, ProducerKey, SLOTS_KEY, STATE_KEY, change_key, changes_of, encode_state};
+use super::merged::history_iter;
+use super::records::{ChangeRef, ProducerKey, SLOTS_KEY, STATE_KEY, TIERS_KEY, change_key, changes_of, encode_state};
 use super::rows::Rows;
 use super::slots::{Segment, Slots};
-use super::{COMMAND_VERSION, SEQUENCE_WINDOW, SYSTEM, UPSERT_VERSION};
+use super::tiers::{Tiers, Trimmed};
+use super::{COMMAND_VERSION, HISTORY, SEQUENCE_WINDOW, SYSTEM, UPSERT_VERSION};
 use crate::block::read_block;
 use crate::engine::{Batch, Cf, Db, end_of_prefix};
 use crate::keys::slot_of;
@@ -30,18 +32,20 @@ pub(super) struct Prepared<'a> {
     pub outcomes: Vec<Vec<u8>>,
     pub applied: Applied,
     pub slots: Arc<Slots>,
+    pub tiers: Arc<Tiers>,
 }
 
 pub(super) fn apply<'a>(
     db: &'a Db,
     before: Applied,
     slots: Arc<Slots>,
+    tiers: Arc<Tiers>,
     entries: &[Entry<'_>],
     position: &[u8],
 ) -> Result<Prepared<'a>, Fatal> {
     let (decoded, applied) = decode(before, entries)?;
     let mut outcomes = Vec::with_capacity(entries.len());
-    let mut working = Working::new(db, slots);
+    let mut working = Working::new(db, slots, tiers);
     for entry in &decoded {
         let outcome = match &entry.ask {
             Ask::Nothing => None,
@@ -59,10 +63,10 @@ pub(super) fn apply<'a>(
         }));
     }
     let mut batch = db.batch()?;
-    let slots = working.write(&mut batch, &mut outcomes)?;
+    let (slots, tiers) = working.write(&mut batch, &mut outcomes)?;
     batch.put(SYSTEM, STATE_KEY, &encode_state(applied, position));
     let encode = |outcome: Option<ShardOutcome>| outcome.map(|outcome| outcome.encode_to_vec()).unwrap_or_default();
-    Ok(Prepared { batch, outcomes: outcomes.into_iter().map(encode).collect(), applied, slots })
+    Ok(Prepared { batch, outcomes: outcomes.into_iter().map(encode).collect(), applied, slots, tiers })
 }
 
 struct Decoded {
@@ -137,12 +141,26 @@ pub(super) struct Working<'c, 'd> {
     changes: Vec<(u64, Vec<u8>, Vec<u8>)>,
     /// Deleted before anything is put.
     cleared: Vec<(Cf, Vec<u8>, Vec<u8>)>,
+    pub tiers: Arc<Tiers>,
+    pub tiers_changed: bool,
+    /// History keys that are in a segment.
+    trimmed: Vec<Vec<u8>>,
 }
 
 impl<'c, 'd> Working<'c, 'd> {
-    fn new(db: &'d Db, slots: Arc<Slots>) -> Self {
-        let (dedup, rows) = (Dedup::new(db), Rows::default());
-        Self { slots, slots_changed: false, dedup, rows, db, changes: Vec::new(), cleared: Vec::new() }
+    fn new(db: &'d Db, slots: Arc<Slots>, tiers: Arc<Tiers>) -> Self {
+        Self {
+            slots,
+            slots_changed: false,
+            dedup: Dedup::new(db),
+            rows: Rows::default(),
+            db,
+            changes: Vec::new(),
+            cleared: Vec::new(),
+            tiers,
+            tiers_changed: false,
+            trimmed: Vec::new(),
+        }
     }
 
     /// Takes the rows of one command, or says why not. `slot`: the place of its outcome.
@@ -258,6 +276,21 @@ impl<'c, 'd> Working<'c, 'd> {
         for cf in [super::LATEST, super::HISTORY] {
             self.cleared.push((cf, from.clone(), to.clone()));
         }
+        self.forget_slots(first, last);
+    }
+
+    /// Deletes rows that a segment holds: on disk, and those that this very apply would write.
+    pub(super) fn trim_rows(&mut self, trimmed: Trimmed) -> Result<()> {
+        let mut iter = history_iter(self.db, Some(trimmed.to.clone()))?;
+        iter.seek(&trimmed.from)?;
+        while let Some((key, _)) = iter.entry() {
+            if trimmed.has(key) {
+                self.trimmed.push(key.to_vec());
+            }
+            iter.advance()?;
+        }
+        self.rows.trim(trimmed);
+        Ok(())
     }
 
     /// Deletes the sequences of a segment that is gone for good.
@@ -280,10 +313,11 @@ impl<'c, 'd> Working<'c, 'd> {
         }
     }
 
-    fn write(self, batch: &mut Batch<'_>, outcomes: &mut [Option<ShardOutcome>]) -> Result<Arc<Slots>> {
+    fn write(self, batch: &mut Batch<'_>, outcomes: &mut [Option<ShardOutcome>]) -> Result<(Arc<Slots>, Arc<Tiers>)> {
         for (cf, from, to) in &self.cleared {
             batch.delete_range(*cf, from, to);
         }
+        self.trimmed.iter().for_each(|key| batch.delete(HISTORY, key));
         self.rows.write(self.db, batch, outcomes)?;
         self.dedup.write(batch);
         for (_, key, value) in &self.changes {
@@ -292,7 +326,10 @@ impl<'c, 'd> Working<'c, 'd> {
         if self.slots_changed {
             batch.put(SYSTEM, SLOTS_KEY, &self.slots.encode());
         }
-        Ok(self.slots)
+        if self.tiers_changed {
+            batch.put(SYSTEM, TIERS_KEY, &self.tiers.encode());
+        }
+        Ok((self.slots, self.tiers))
     }
 }
 

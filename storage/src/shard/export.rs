@@ -10,6 +10,7 @@
 //! What always holds: a part ends where the next one begins, on whatever replica it is read, because every change since
 //! the export began is written down, and a cursor names keys and not places.
 
+use super::merged::{history_iter, in_slots, merged};
 use super::records::{ChangeRef, changes_of, sequences_of, split_sequence};
 use super::slots::Segment;
 use super::{HISTORY, SYSTEM, Shard};
@@ -50,7 +51,7 @@ impl Shard {
         let export = slots.export().filter(|export| export.id == id);
         let export = export.ok_or_else(|| Error::Conflict(format!("move {id} takes nothing from this shard now")))?;
         let (first, last) = (export.first as u16, export.last as u16);
-        let mut reader = Reader { db: &db, part: Part::new(cursor), records: 0, bytes: 0 };
+        let mut reader = Reader { shard: self, db: &db, part: Part::new(cursor), records: 0, bytes: 0 };
         let bad = || Error::InvalidArgument(format!("a cursor of move {id} is not understood"));
         let mut at = cursor;
         if at.is_empty() || at[0] == 0 {
@@ -93,6 +94,7 @@ impl Part {
 }
 
 struct Reader<'a> {
+    shard: &'a Shard,
     db: &'a Db,
     part: Part,
     records: usize,
@@ -121,10 +123,14 @@ impl Reader<'_> {
     /// Whether all rows behind `behind` fitted.
     fn rows(&mut self, first: u16, last: u16, behind: &[u8]) -> Result<bool> {
         let upper = Some(last.saturating_add(1).to_be_bytes().to_vec());
-        let db = self.db;
-        let mut iter = db.iter(HISTORY, IterOptions { upper, fill_cache: false, ..IterOptions::default() })?;
+        let iter = history_iter(self.db, upper.clone())?;
+        let tiers = self.shard.tiers();
+        let mut iter = merged(iter, self.shard.segment_store(), in_slots(&tiers, first, last))?;
         iter.seek(if behind.is_empty() { first.to_be_bytes().to_vec() } else { behind.to_vec() }.as_slice())?;
         while let Some((key, value)) = iter.entry() {
+            if upper.as_ref().is_some_and(|upper| key >= &upper[..]) {
+                break;
+            }
             if key != behind {
                 if self.is_full() {
                     return Ok(false);

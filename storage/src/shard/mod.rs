@@ -3,6 +3,7 @@
 //! - [`apply`]: committed commands to one atomic write; [`rows`]: the last writers; [`dedup`]: (producer, sequence) once
 //! - [`slots`]: what the shard has after slots moved; [`moves`]: the steps of a move; [`export`]: what it copies;
 //!   [`drive`]: which step is next
+//! - [`tiers`]: history that is in segments; [`tiering`]: what goes there next; [`merged`]: it and the database as one
 //! - [`records`]: values and system keys as bytes
 //! - [`reads`]: newest and as-of rows by entity key; [`scan`]: many rows in key order
 //!
@@ -13,6 +14,7 @@ mod apply;
 mod dedup;
 mod drive;
 mod export;
+mod merged;
 mod moves;
 mod reads;
 mod records;
@@ -21,6 +23,8 @@ mod scan;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod tiering;
+mod tiers;
 
 pub use dedup::SEQUENCE_WINDOW;
 pub use drive::{Ask, next_asks};
@@ -29,31 +33,38 @@ pub use reads::Lookup;
 pub use records::RowRef;
 pub use scan::Scope;
 pub use slots::{Claims, Slots, home_shard};
+pub use tiering::{Cold, Extract};
+pub use tiers::{SEGMENTS_MAX, Tiers};
 
 use crate::digest::{self, Digest, Digests, Span, digest};
 use crate::engine::{Cf, Db, Engine, Family, Format, Group, Layout};
 use crate::keys::slots_range;
 use crate::replica::{Applied, Entry, Replica};
+use crate::segment::SegmentStore;
 use crate::{Error, Fatal, Result};
 use cairn_proto::SLOTS;
 use cairn_proto::record::v1::{Audit, ShardCommand, TimeTick, shard_command::Change};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Newest version of [`cairn_proto::record::v1::ShardCommand`] this node applies. A new kind of change, or a new layout
 /// inside one, is a new version: a node that does not know it must stop and not guess.
-pub const COMMAND_VERSION: u32 = DELETE_VERSION;
+pub const COMMAND_VERSION: u32 = SEGMENT_VERSION;
 /// Version of a command with rows, or with nothing but time. 2 came with the steps of a move of slots.
 pub const UPSERT_VERSION: u32 = 1;
 /// Version of a command with rows some of which delete.
 pub const DELETE_VERSION: u32 = 3;
+/// Version of the steps of a move of slots.
+pub const MOVE_VERSION: u32 = 3;
+/// Version of a command about segments.
+pub const SEGMENT_VERSION: u32 = 4;
 
 static FORMAT: Format = Format {
     kind: "shard",
-    version: 2, // 2: rows that delete
+    version: 3, // 2: rows that delete; 3: history in segments
     families: &[
         Family { name: "latest", layout: Layout::Point },
         Family { name: "history", layout: Layout::Versioned },
@@ -75,6 +86,7 @@ pub struct Shard {
     digests: Digests,
     /// Told whenever a claim changes.
     followers: Mutex<Vec<Follower>>,
+    segments: OnceLock<Arc<SegmentStore>>,
 }
 
 type Follower = Box<dyn Fn(&Claims) + Send>;
@@ -87,6 +99,13 @@ struct Progress {
     applied: Applied,
     position: Option<Vec<u8>>,
     slots: Arc<Slots>,
+    tiers: Arc<Tiers>,
+}
+
+/// # Errors
+/// `Internal` where a shard with segments was given no place to read them from.
+fn store(segments: Option<&SegmentStore>) -> Result<&SegmentStore> {
+    segments.ok_or_else(|| Error::Internal("a shard's segments are nowhere to be read".to_owned()))
 }
 
 impl Shard {
@@ -112,7 +131,22 @@ impl Shard {
             changing: Mutex::new(()),
             digests: Digests::default(),
             followers: Mutex::default(),
+            segments: OnceLock::new(),
         }))
+    }
+
+    /// Where this shard's segments are. To be said once, before anything is read.
+    pub fn keep_segments_in(&self, store: Arc<SegmentStore>) {
+        let _ = self.segments.set(store);
+    }
+
+    /// The segments of this replica now.
+    pub fn tiers(&self) -> Arc<Tiers> {
+        self.progress.read().tiers.clone()
+    }
+
+    fn segment_store(&self) -> Option<&SegmentStore> {
+        self.segments.get().map(|store| &**store)
     }
 
     /// No read that has ended saw anything of an entry after this one.
@@ -183,23 +217,29 @@ fn read_progress(db: &Db) -> Result<Progress> {
     let (applied, position) = records::decode_state(&value)
         .ok_or_else(|| Error::Corrupt(format!("the applied position in {} is broken", db.path().display())))?;
     let slots = db.get(SYSTEM, records::SLOTS_KEY)?.map(|value| Slots::decode(&value)).transpose()?;
-    Ok(Progress { applied, position: Some(position.to_vec()), slots: slots.unwrap_or_default().into() })
+    let tiers = db.get(SYSTEM, records::TIERS_KEY)?.map(|value| Tiers::decode(&value)).transpose()?;
+    let (slots, tiers) = (slots.unwrap_or_default().into(), tiers.unwrap_or_default().into());
+    Ok(Progress { applied, position: Some(position.to_vec()), slots, tiers })
 }
 
 impl Replica for Shard {
     fn apply(&self, entries: &[Entry<'_>], position: &[u8]) -> Result<Vec<Vec<u8>>, Fatal> {
         let _changing = self.changing.lock();
         let db = self.group.db();
-        let Progress { applied: replayed, slots: before, .. } = self.progress.read().clone();
-        let apply::Prepared { batch, outcomes, applied, slots } =
-            apply::apply(&db, replayed, before.clone(), entries, position)?;
+        let Progress { applied: replayed, slots: before, tiers: old_tiers, .. } = self.progress.read().clone();
+        let apply::Prepared { batch, outcomes, applied, slots, tiers } =
+            apply::apply(&db, replayed, before.clone(), old_tiers.clone(), entries, position)?;
+        if !Arc::ptr_eq(&old_tiers, &tiers) {
+            // Before rows go: who reads after that must know where they are.
+            self.progress.write().tiers = Arc::new(old_tiers.both(&tiers));
+        }
         let moved = !Arc::ptr_eq(&before, &slots);
         if moved {
             self.tell(&before.claims().both(&slots.claims()));
         }
         self.begun.fetch_max(applied.index, Ordering::AcqRel);
         db.write(batch)?;
-        *self.progress.write() = Progress { applied, position: Some(position.to_vec()), slots: slots.clone() };
+        *self.progress.write() = Progress { applied, position: Some(position.to_vec()), slots: slots.clone(), tiers };
         if moved {
             self.tell(&slots.claims());
         }
@@ -254,9 +294,10 @@ impl Replica for Shard {
 
     fn install(&self, dir: &Path) -> Result<(), Fatal> {
         let _changing = self.changing.lock();
-        let before = self.slots();
+        let (before, old_tiers) = (self.slots(), self.tiers());
         let told = |db: &Db| {
             let progress = read_progress(db)?;
+            self.progress.write().tiers = Arc::new(old_tiers.both(&progress.tiers));
             self.begun.fetch_max(progress.applied.index, Ordering::AcqRel);
             if progress.slots != before {
                 self.tell(&before.claims().both(&progress.slots.claims()));

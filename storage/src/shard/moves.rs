@@ -37,6 +37,8 @@ impl<'c> Working<'c, '_> {
             Change::ImportRows(ask) => self.import(ask),
             Change::ActivateSlots(ask) => self.activate(ask, at),
             Change::DropImport(ask) => self.drop_import(ask.id),
+            Change::AddSegment(ask) => self.add_segment(ask, at),
+            Change::TrimHistory(ask) => self.trim_history(ask),
             Change::UpsertRows(_) | Change::TimeTick(_) => {
                 Err(Error::InvalidArgument("the change is no step of a move".to_owned()))
             }

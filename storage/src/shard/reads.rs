@@ -3,10 +3,13 @@
 //! Keys are sorted before they meet the database and answers are shown in the order asked. One call sees one moment.
 
 use super::records::{RowRef, decode_history, decode_latest};
+use super::tiers::{Tiers, has_slot, root_of};
 use super::{HISTORY, LATEST, Shard};
 use crate::Result;
 use crate::engine::{Db, Iter, IterOptions};
-use crate::keys::{VERSION_BYTES, push_latest_key, push_version};
+use crate::keys::{VERSION_BYTES, push_latest_key, push_version, split_latest_key};
+use crate::segment::{Hit, SegmentSeeker, SegmentStore};
+use cairn_proto::record::v1::Segment;
 use std::ops::Range;
 
 /// Keys of one batched read; more are read in several, from one snapshot.
@@ -80,10 +83,13 @@ impl Shard {
     ) -> Result<()> {
         let db = self.group.db();
         let mut finder = Finder::new(&db)?;
+        // Of a later moment than the iterator: what leaves the database meanwhile is in a segment by then.
+        let tiers = self.tiers();
+        let mut colder = Colder::new(self.segment_store(), &tiers, storage_id);
         let mut sorted = SortedKeys::default();
         for (chunk, lookups) in lookups.chunks(LOOKUPS_AT_ONCE).enumerate() {
             let first = chunk * LOOKUPS_AT_ONCE;
-            if let [lookup] = lookups {
+            if let ([lookup], true) = (lookups, colder.is_empty()) {
                 sorted.fill(storage_id, [lookup.key]);
                 finder.find(sorted.key(0), lookup, &mut |row| visit(first, row))?;
                 continue;
@@ -109,6 +115,14 @@ impl Shard {
                         (without_packed(&row), start..copies.len())
                     });
                 })?;
+            }
+            for &index in &sorted.order {
+                let hot = found[index].as_ref().map(|(row, _)| row.version());
+                if let Some(hit) = colder.find(sorted.key(index), &lookups[index], hot)? {
+                    let start = copies.len();
+                    hit.packed(&mut copies)?;
+                    found[index] = Some((hit.version(), start..copies.len()));
+                }
             }
             for (index, found) in found.into_iter().enumerate() {
                 let row = found.map(|(row, packed)| RowRef { packed: &copies[packed], ..row });
@@ -154,6 +168,48 @@ impl SortedKeys {
     /// In ascending order.
     fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.order.iter().map(|&index| self.key(index))
+    }
+}
+
+/// The segments that a batch of lookups may need.
+struct Colder<'a> {
+    store: Option<&'a SegmentStore>,
+    /// That with the newest rows first: a hit there spares the others. Opened when first needed.
+    segments: Vec<(&'a Segment, Option<SegmentSeeker<'a>>)>,
+}
+
+impl<'a> Colder<'a> {
+    fn new(store: Option<&'a SegmentStore>, tiers: &'a Tiers, storage_id: u32) -> Self {
+        let mut segments: Vec<_> = tiers.of(storage_id, 0, u16::MAX).map(|it| (it, None)).collect();
+        segments.sort_by_key(|(it, _)| std::cmp::Reverse(it.event_max_us));
+        Self { store, segments }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// A row that wins over `best`, the version of one found elsewhere. `prefix` is the entity's `latest` key.
+    fn find(&mut self, prefix: &[u8], lookup: &Lookup<'_>, best: Option<(i64, i64, u64)>) -> Result<Option<Hit>> {
+        let (mut best, mut winner) = (best, None);
+        let slot = split_latest_key(prefix).map_or(0, |(slot, ..)| slot);
+        for (segment, seeker) in &mut self.segments {
+            let newer = best.is_none_or(|(event_us, ..)| segment.event_max_us >= event_us);
+            if !newer || segment.event_min_us > lookup.event_us || !has_slot(segment, slot) {
+                continue;
+            }
+            let seeker = match seeker {
+                Some(seeker) => seeker,
+                None => seeker.insert(SegmentSeeker::new(super::store(self.store)?, &root_of(segment)?)?),
+            };
+            if let Some(hit) = seeker.find(prefix, lookup)?
+                && Some(hit.version().version()) > best
+            {
+                best = Some(hit.version().version());
+                winner = Some(hit);
+            }
+        }
+        Ok(winner)
     }
 }
 

@@ -11,6 +11,7 @@
 //!                  05 | segment | as 02     value  AppliedSequence
 //!                  06 | move id u64 BE | log index u64 BE | n u32 BE     value  a change that a copy under way needs:
 //!                       00 | history key;   01 | segment's first slot u16 BE | sequence u64 BE | rows u32 BE | as in 01
+//!                  07                       value  1 | ShardSegments
 //! ```
 //! A row that deletes has an empty packed row. 03 and above are there only once slots moved (ADR-0009).
 
@@ -130,6 +131,8 @@ pub(super) fn decode_state(value: &[u8]) -> Option<(Applied, &[u8])> {
 }
 
 pub(super) const SLOTS_KEY: &[u8] = &[3];
+
+pub(super) const TIERS_KEY: &[u8] = &[7];
 
 /// A producer of one view, in one segment: what it calls sequence 7 elsewhere is another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

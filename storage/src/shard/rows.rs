@@ -1,6 +1,7 @@
 //! The rows of one apply: taken in log order, the last writer of each entity decided at the end, written at once.
 
 use super::records::{RowRef, decode_latest, encode_history, encode_latest};
+use super::tiers::Trimmed;
 use super::{HISTORY, LATEST};
 use crate::block::read_block;
 use crate::engine::{Batch, Db};
@@ -24,6 +25,8 @@ pub(super) struct Rows<'c> {
     rows: Vec<Row<'c>>,
     /// (rows before it, first slot, last slot): those rows, and all older ones of these slots, are gone.
     purges: Vec<(usize, u16, u16)>,
+    /// (rows before it, what a segment holds of them).
+    trims: Vec<(usize, Trimmed)>,
 }
 
 struct Row<'c> {
@@ -102,6 +105,11 @@ impl<'c> Rows<'c> {
         self.purges.push((self.rows.len(), first, last));
     }
 
+    /// Leaves rows that a segment holds out of the history; they may be the newest of their entity all the same.
+    pub(super) fn trim(&mut self, trimmed: Trimmed) {
+        self.trims.push((self.rows.len(), trimmed));
+    }
+
     /// The slot of a row.
     pub(super) fn slot(&self, row: usize) -> u16 {
         slot_at(self.key(row))
@@ -173,6 +181,9 @@ impl<'c> Rows<'c> {
                 continue;
             }
             self.history_key(row, &mut key);
+            if self.trims.iter().any(|(before, trimmed)| row < *before && trimmed.has(&key)) {
+                continue;
+            }
             encode_history(&self.rows[row].row, &mut value);
             batch.put(HISTORY, &key, &value);
         }

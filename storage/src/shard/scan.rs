@@ -1,5 +1,6 @@
 //! Many rows in key order: for SQL, exports, backfills.
 
+use super::merged::merged;
 use super::records::{RowRef, decode_history, decode_latest};
 use super::{HISTORY, LATEST, Shard};
 use crate::engine::{Cf, IterOptions};
@@ -25,7 +26,7 @@ impl Shard {
     /// Shows `visit` every row in `scope`: entity by entity, each newest first. Sees the state at the call.
     ///
     /// # Errors
-    /// `Corrupt`, `Io`; some may have been visited.
+    /// `Corrupt`, `Io`, `Unavailable` while a segment is not on this node; some may have been visited.
     pub fn scan(&self, storage_id: u32, scope: Scope<'_>, visit: Visit<'_>) -> Result<()> {
         self.walk(HISTORY, storage_id, scope, &mut |key, value| {
             let row = decode_history(key, value)?;
@@ -62,7 +63,11 @@ impl Shard {
             Scope::Entity(key) if bringing.is_importing(slot_of(key)) => return Ok(()),
             Scope::Entity(key) => {
                 push_latest_key(storage_id, key, &mut prefix);
-                let mut iter = db.iter(cf, IterOptions { lower: Some(prefix.clone()), ..IterOptions::default() })?;
+                let iter = db.iter(cf, IterOptions { lower: Some(prefix.clone()), ..IterOptions::default() })?;
+                let tiers = self.tiers();
+                let slot = slot_of(key);
+                let segments = tiers.of(storage_id, slot, slot).filter(|_| cf == HISTORY);
+                let mut iter = merged(iter, self.segment_store(), segments)?;
                 iter.seek(&prefix)?;
                 let length = prefix.len() + if cf == HISTORY { VERSION_BYTES } else { 0 };
                 while let Some((key, value)) = iter.entry() {
@@ -74,7 +79,11 @@ impl Shard {
                 return Ok(());
             }
         };
-        let mut iter = db.iter(cf, IterOptions { fill_cache: false, ..IterOptions::default() })?;
+        let iter = db.iter(cf, IterOptions { fill_cache: false, ..IterOptions::default() })?;
+        let tiers = self.tiers();
+        let last = slots.end.saturating_sub(1);
+        let segments = tiers.of(storage_id, slots.start, last).filter(|_| cf == HISTORY);
+        let mut iter = merged(iter, self.segment_store(), segments)?;
         while slots.start < slots.end {
             prefix.clear();
             push_prefix(slots.start, storage_id, &mut prefix);

@@ -142,6 +142,12 @@ impl Slots {
         }
     }
 
+    /// Whether rows of the slot are written here.
+    pub fn has(&self, slot: u16) -> bool {
+        // Without any move the home slots are known to the map alone, and no other slot ever has a row.
+        self.segment(slot).is_some()
+    }
+
     /// The entry that made a segment's rows visible here; 0 for those that were here from the start.
     pub(super) fn activated(&self, segment: Segment) -> u64 {
         let held = self.record.held.iter().find(|held| segment_of(held) == segment);

@@ -1,4 +1,5 @@
 mod moves;
+mod tiers;
 
 use super::*;
 use crate::block::BlockWriter;

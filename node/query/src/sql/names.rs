@@ -65,7 +65,7 @@ impl Schemas {
             }
         }
         for (table, _) in system::TABLES {
-            let columns = system::columns(&self.catalog, table);
+            let columns = system::columns(&self.catalog, &self.source, table);
             found.push((SYSTEM.to_owned(), (*table).to_owned(), columns));
         }
         Ok(found)
@@ -80,7 +80,7 @@ impl CatalogProvider for Schemas {
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         if name == SYSTEM {
-            return Some(Arc::new(System(Arc::clone(&self.catalog))));
+            return Some(Arc::new(System(self.clone())));
         }
         self.catalog.project(name).ok()?;
         Some(Arc::new(Views(Self { project: name.to_owned(), ..self.clone() })))
@@ -112,7 +112,7 @@ impl SchemaProvider for Views {
 }
 
 #[derive(Debug)]
-struct System(Arc<Catalog>);
+struct System(Schemas);
 
 #[async_trait]
 impl SchemaProvider for System {
@@ -121,7 +121,7 @@ impl SchemaProvider for System {
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-        system::table(&self.0, name)
+        system::table(&self.0.catalog, &self.0.source, name)
     }
 
     fn table_exist(&self, name: &str) -> bool {

@@ -3,44 +3,62 @@
 use super::external;
 use super::rows::time_type;
 use crate::Error;
+use crate::source::ShardedSource;
 use arrow_array::{
     ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow_schema::{DataType, Field, Schema};
+use cairn_proto::record::v1::ModelVersion;
+use cairn_storage::blob::hex;
 use cairn_storage::catalog::{Catalog, Project};
 use cairn_storage::types::type_name;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::DataFusionError;
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Fills a table from the catalog.
-type Fill = fn(&Catalog) -> Table;
+/// Fills a table.
+#[derive(Clone, Copy)]
+pub(super) enum Fill {
+    Catalog(fn(&Catalog) -> Table),
+    Shards(fn(&Catalog, &ShardedSource) -> Table),
+}
 
 pub(super) const TABLES: &[(&str, Fill)] = &[
-    ("entities", entities),
-    ("feature_views", feature_views),
-    ("features", features),
-    ("feature_services", feature_services),
-    ("models", models),
-    ("model_versions", model_versions),
-    ("model_metrics", model_metrics),
-    ("aliases", aliases),
-    ("deployments", deployments),
-    ("nodes", nodes),
+    ("entities", Fill::Catalog(entities)),
+    ("feature_views", Fill::Catalog(feature_views)),
+    ("features", Fill::Catalog(features)),
+    ("feature_services", Fill::Catalog(feature_services)),
+    ("models", Fill::Catalog(models)),
+    ("model_versions", Fill::Catalog(model_versions)),
+    ("model_metrics", Fill::Catalog(model_metrics)),
+    ("aliases", Fill::Catalog(aliases)),
+    ("deployments", Fill::Catalog(deployments)),
+    ("nodes", Fill::Catalog(nodes)),
+    ("segments", Fill::Shards(segments)),
 ];
 
-pub(super) fn table(catalog: &Catalog, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-    let Some((_, fill)) = TABLES.iter().find(|(table, _)| *table == name) else { return Ok(None) };
-    let Table { fields, columns } = fill(catalog);
+fn fill(catalog: &Catalog, source: &ShardedSource, name: &str) -> Option<Table> {
+    let (_, fill) = TABLES.iter().find(|(table, _)| *table == name)?;
+    Some(match fill {
+        Fill::Catalog(fill) => fill(catalog),
+        Fill::Shards(fill) => fill(catalog, source),
+    })
+}
+
+pub(super) fn table(
+    catalog: &Catalog,
+    source: &ShardedSource,
+    name: &str,
+) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
+    let Some(Table { fields, columns }) = fill(catalog, source, name) else { return Ok(None) };
     let schema = Arc::new(Schema::new(fields));
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|error| external(Error::internal(error)))?;
     Ok(Some(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?)))
 }
 
-pub(super) fn columns(catalog: &Catalog, name: &str) -> Schema {
-    let fill = TABLES.iter().find(|(table, _)| *table == name).map(|(_, fill)| fill);
-    Schema::new(fill.map(|fill| fill(catalog).fields).unwrap_or_default())
+pub(super) fn columns(catalog: &Catalog, source: &ShardedSource, name: &str) -> Schema {
+    Schema::new(fill(catalog, source, name).map(|table| table.fields).unwrap_or_default())
 }
 
 /// Columns in the making.
@@ -173,7 +191,10 @@ fn model_versions(catalog: &Catalog) -> Table {
     of(&rows)
         .text("model", each().map(|it| it.model.clone()))
         .version("version", each().map(|it| it.version))
-        .text("artifact", each().map(|it| it.artifact.as_ref().map(|blob| hex(&blob.root)).unwrap_or_default()))
+        .text("artifact", {
+            let root = |it: &ModelVersion| it.artifact.as_ref().and_then(|blob| blob.root[..].try_into().ok());
+            each().map(move |it| root(it).map(|root| hex(&root)).unwrap_or_default())
+        })
         .count("bytes", each().map(|it| it.artifact.as_ref().map_or(0, |blob| blob.size as i64)))
         .text("format", each().map(|it| it.format.clone()))
         .text("feature_service", each().map(|it| it.feature_service.clone()))
@@ -233,9 +254,27 @@ fn nodes(catalog: &Catalog) -> Table {
         .time("joined_at", rows.iter().map(|it| it.joined_us))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+/// History in Parquet files, of this node's shards.
+fn segments(catalog: &Catalog, source: &ShardedSource) -> Table {
+    let mut views = BTreeMap::new();
+    for (project, view) in all(catalog, Project::feature_views) {
+        for version in project.feature_view_versions(&view.name) {
+            views.insert(version.storage_id, (project, view.name.clone()));
+        }
+    }
+    let listed = source.segments().into_iter();
+    let rows: Vec<_> = listed.filter_map(|(shard, it)| Some((views.get(&it.storage_id)?, shard, it))).collect();
+    let each = || rows.iter().map(|(_, _, it)| it);
+    Table::default()
+        .text("project", rows.iter().map(|((project, _), ..)| project.name().to_owned()))
+        .text("feature_view", rows.iter().map(|((_, view), ..)| view.clone()))
+        .count("shard", rows.iter().map(|(_, shard, _)| i64::from(*shard)))
+        .count("first_slot", each().map(|it| i64::from(it.first_slot)))
+        .count("last_slot", each().map(|it| i64::from(it.last_slot)))
+        .count("rows", each().map(|it| it.rows as i64))
+        .count("bytes", each().map(|it| it.size as i64))
+        .time("first_event", each().map(|it| it.event_min_us))
+        .time("last_event", each().map(|it| it.event_max_us))
+        .text("state", each().map(|it| if it.trimmed { "alone" } else { "still in the database too" }.to_owned()))
+        .text("artifact", each().map(|it| it.root[..].try_into().map(|root| hex(&root)).unwrap_or_default()))
 }

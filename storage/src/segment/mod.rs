@@ -1,0 +1,25 @@
+//! History as Parquet files that anybody can read: rows of one feature view in a range of slots, in key order.
+//!
+//! - [`layout`]: the columns of a file and what its footer says
+//! - [`writer`]: rows in key order into a file
+//! - [`reader`]: row groups back, keys first and features only where they are wanted
+//! - [`store`]: the segments of a node, which are blobs; those read lately stay in memory
+//! - [`cursor`]: a segment walked in key order; [`seeker`]: rows found for sorted lookups
+//!
+//! What always holds: a row comes back with the very bytes it was stored with; keys ascend through the whole file.
+
+mod cursor;
+mod layout;
+mod reader;
+mod seeker;
+mod store;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use cursor::SegmentCursor;
+pub use layout::SegmentLayout;
+pub use reader::{Group, SegmentFile};
+pub use seeker::{Hit, SegmentSeeker};
+pub use store::SegmentStore;
+pub use writer::{SegmentWriter, Written};

@@ -1,0 +1,140 @@
+//! History in key order, from the database and from segments, each row once.
+
+use super::HISTORY;
+use super::records::encode_history;
+use super::tiers::{Tiers, has_slot, root_of};
+use crate::Result;
+use crate::engine::{Db, Iter, IterOptions};
+use crate::keys::split_latest_key;
+use crate::segment::{SegmentCursor, SegmentStore};
+use cairn_proto::record::v1::Segment;
+
+/// Walks `history`. Stands nowhere at first: seek.
+pub(super) struct Merged<'a> {
+    db: Iter<'a>,
+    segments: Vec<Part<'a>>,
+    /// Which of them stands at the smallest key; `None` = the database.
+    least: Option<usize>,
+    value: Vec<u8>,
+}
+
+struct Part<'a> {
+    cursor: SegmentCursor,
+    segment: &'a Segment,
+}
+
+impl Part<'_> {
+    /// Past the rows of slots that moved away.
+    fn settle(&mut self) -> Result<()> {
+        while !self.segment.gone.is_empty()
+            && let Some((group, row)) = self.cursor.entry()
+        {
+            let slot = split_latest_key(group.key(row)).map_or(0, |(slot, ..)| slot);
+            if has_slot(self.segment, slot) {
+                break;
+            }
+            match slot.checked_add(1) {
+                Some(next) => self.cursor.seek(&next.to_be_bytes())?,
+                None => self.cursor.advance()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn key(&self) -> Option<&[u8]> {
+        self.cursor.entry().map(|(group, row)| group.key(row))
+    }
+}
+
+/// The rows of the database and of `segments`. The iterator must be of an earlier moment than the list of segments: what
+/// leaves the database in between is in a segment by then.
+pub(super) fn merged<'a>(
+    db: Iter<'a>,
+    store: Option<&SegmentStore>,
+    segments: impl Iterator<Item = &'a Segment>,
+) -> Result<Merged<'a>> {
+    let mut parts = Vec::new();
+    for segment in segments {
+        let cursor = SegmentCursor::new(super::store(store)?.open(&root_of(segment)?)?);
+        parts.push(Part { cursor, segment });
+    }
+    Ok(Merged { db, segments: parts, least: None, value: Vec::new() })
+}
+
+/// An iterator over all history keys of `db` below `upper`.
+pub(super) fn history_iter(db: &Db, upper: Option<Vec<u8>>) -> Result<Iter<'_>> {
+    db.iter(HISTORY, IterOptions { upper, fill_cache: false, ..IterOptions::default() })
+}
+
+/// All segments that may meet these slots, whatever they hold.
+pub(super) fn in_slots(tiers: &Tiers, first: u16, last: u16) -> impl Iterator<Item = &Segment> {
+    let meets = move |it: &&Segment| it.first_slot <= u32::from(last) && it.last_slot >= u32::from(first);
+    tiers.segments().iter().filter(meets)
+}
+
+impl Merged<'_> {
+    /// Moves to the first row at or after `key`.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`, `Unavailable` while a segment is not here.
+    pub(super) fn seek(&mut self, key: &[u8]) -> Result<()> {
+        self.db.seek(key)?;
+        for part in &mut self.segments {
+            part.cursor.seek(key)?;
+            part.settle()?;
+        }
+        self.choose()
+    }
+
+    /// Moves to the next row.
+    ///
+    /// # Errors
+    /// As [`Self::seek`].
+    pub(super) fn advance(&mut self) -> Result<()> {
+        if self.segments.is_empty() {
+            self.db.advance()?;
+            return Ok(());
+        }
+        let Some((key, _)) = self.entry() else { return Ok(()) };
+        let here = key.to_vec();
+        if self.db.entry().is_some_and(|(key, _)| key == here) {
+            self.db.advance()?;
+        }
+        for part in &mut self.segments {
+            if part.key() == Some(&here[..]) {
+                part.cursor.advance()?;
+                part.settle()?;
+            }
+        }
+        self.choose()
+    }
+
+    /// The history key and value here; `None` at the end.
+    pub(super) fn entry(&self) -> Option<(&[u8], &[u8])> {
+        match self.least {
+            None => self.db.entry(),
+            Some(at) => Some((self.segments.get(at)?.key()?, &self.value)),
+        }
+    }
+
+    fn choose(&mut self) -> Result<()> {
+        let mut least = None;
+        let mut smallest = self.db.entry().map(|(key, _)| key);
+        for (at, part) in self.segments.iter().enumerate() {
+            // Of equal rows that of the database: it is packed already.
+            if let Some(key) = part.key()
+                && smallest.is_none_or(|smallest| key < smallest)
+            {
+                (least, smallest) = (Some(at), Some(key));
+            }
+        }
+        self.least = least;
+        if let Some((group, row)) = least.and_then(|at| self.segments.get(at)).and_then(|part| part.cursor.entry())
+            && let Some(version) = group.version(row)
+        {
+            encode_history(&version, &mut self.value);
+            group.packed(row, &mut self.value)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,414 @@
+//! History in segments, against a model in which all of it stays in the database: the same rows once, whatever is written
+//! late, moves to another shard, crashes or is applied again.
+
+use super::*;
+use crate::blob::BlobStore;
+use crate::keys::{EntityKeys, slot_of};
+use crate::row::{RowEncoder, RowSchema};
+use crate::segment::{SegmentLayout, SegmentStore};
+use crate::testing::field;
+use arrow_array::{ArrayRef, Int64Array};
+use cairn_proto::record::v1::{AddSegment, SlotMove, SlotMoveState, TrimHistory, meta_command};
+
+const STORAGE_ID: u32 = 1;
+const KEYS: i64 = 6;
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// (key, event time, created time, value); no value deletes.
+    Write(Vec<(i64, i64, i64, Option<i64>)>),
+    /// What is older goes to a segment of this shard, slots from that of a key on, up to so many rows.
+    Extract(usize, i64, i64, u64),
+    /// The segment last written is added, perhaps late or once more.
+    Add(usize),
+    Trim(usize, usize),
+    /// A trim that was asked for before.
+    Late(prop::sample::Index),
+    Begin(i64, i64),
+    Cancel,
+    Drive(usize),
+    Kill(usize, bool),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let value = prop::option::weighted(0.8, -3..4_i64);
+    prop_oneof![
+        10 => vec((0..KEYS, 0..9_i64, 0..9_i64, value), 1..8).prop_map(Op::Write),
+        5 => (0..2_usize, 1..10_i64, 0..KEYS, 1..30_u64)
+            .prop_map(|(shard, before, from, rows)| Op::Extract(shard, before, from, rows)),
+        6 => (0..2_usize).prop_map(Op::Add),
+        8 => (0..2_usize, 1..5_usize).prop_map(|(shard, times)| Op::Trim(shard, times)),
+        2 => any::<prop::sample::Index>().prop_map(Op::Late),
+        3 => (0..KEYS, 0..KEYS).prop_map(|(first, last)| Op::Begin(first, last)),
+        1 => Just(Op::Cancel),
+        8 => (1..6_usize).prop_map(Op::Drive),
+        1 => (0..2_usize, any::<bool>()).prop_map(|(shard, flush)| Op::Kill(shard, flush)),
+    ]
+}
+
+fn layout() -> SegmentLayout {
+    let row = RowSchema::new(&[field("x", "int64")]).unwrap();
+    SegmentLayout { storage_id: STORAGE_ID, join_keys: vec![field("k", "int64")], row }
+}
+
+fn entity(key: i64) -> Vec<u8> {
+    let column: ArrayRef = Arc::new(Int64Array::from(vec![key]));
+    EntityKeys::encode(&layout().join_keys, &[column]).unwrap().get(0).unwrap().to_vec()
+}
+
+fn packed(value: Option<i64>) -> Vec<u8> {
+    let mut packed = Vec::new();
+    if let Some(value) = value {
+        let column: ArrayRef = Arc::new(Int64Array::from(vec![value]));
+        RowEncoder::new(&layout().row, &[column]).unwrap().encode(0, &mut packed).unwrap();
+    }
+    packed
+}
+
+struct World {
+    _dir: TempDir,
+    store: Arc<SegmentStore>,
+    shards: Vec<TestShard>,
+    logs: Vec<Vec<Vec<u8>>>,
+    moving: Option<SlotMove>,
+    moves: u64,
+    clock: i64,
+    /// (shard, segment) written last.
+    extract: Option<(usize, AddSegment)>,
+    trims: Vec<(usize, TrimHistory)>,
+    /// By key: (event, created, order of arrival) → packed row.
+    rows: BTreeMap<i64, BTreeMap<(i64, i64, u64), Vec<u8>>>,
+    arrivals: u64,
+    added: usize,
+    trimmed: usize,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SegmentStore::new(BlobStore::open(dir.path()).unwrap(), 1 << 10);
+        let mut world = Self {
+            _dir: dir,
+            store,
+            shards: (0..2).map(|_| TestShard::new()).collect(),
+            logs: vec![Vec::new(); 2],
+            moving: None,
+            moves: 0,
+            clock: 1_000,
+            extract: None,
+            trims: Vec::new(),
+            rows: BTreeMap::new(),
+            arrivals: 0,
+            added: 0,
+            trimmed: 0,
+        };
+        world.shards.iter().for_each(|it| it.shard.keep_segments_in(world.store.clone()));
+        // The log of the first is longer: its commits are ahead.
+        (0..40).for_each(|_| drop(world.apply(0, command(0, Some(Change::TimeTick(TimeTick::default()))))));
+        world
+    }
+
+    fn apply(&mut self, shard: usize, command: Vec<u8>) -> ShardOutcome {
+        let first = self.logs[shard].len() as u64 + 1;
+        let outcome = self.shards[shard].apply(first, std::slice::from_ref(&command)).remove(0);
+        self.logs[shard].push(command);
+        outcome
+    }
+
+    fn change(&mut self, shard: usize, change: Change) -> ShardOutcome {
+        let command = ShardCommand { version: COMMAND_VERSION, proposed_at_us: self.clock, change: Some(change) };
+        self.apply(shard, command.encode_to_vec())
+    }
+
+    /// The shard that has a slot; all are the first one's at home.
+    fn shard_of(&self, key: i64) -> usize {
+        let slot = slot_of(&entity(key));
+        let claim = |shard: usize| self.shards[shard].shard.slots().claims().epoch(slot, shard == 0);
+        (0..2).filter_map(|shard| Some((claim(shard)?, shard))).max().expect("somebody claims each slot").1
+    }
+
+    fn run(&mut self, op: &Op) {
+        self.clock += 10;
+        match op {
+            Op::Write(rows) => {
+                for shard in 0..2 {
+                    let mine: Vec<_> = rows.iter().filter(|row| self.shard_of(row.0) == shard).copied().collect();
+                    if !mine.is_empty() {
+                        self.write(shard, &mine);
+                    }
+                }
+            }
+            Op::Extract(shard, before_us, from, rows_max) => {
+                let cold = Cold { storage_id: STORAGE_ID, before_us: *before_us, rows_max: *rows_max };
+                let Some(slot) = self.shards[*shard].shard.cold_slot(&cold, slot_of(&entity(*from))) else { return };
+                let Ok((Some((extract, bytes)), next)) =
+                    self.shards[*shard].shard.extract(&cold, slot, layout(), Vec::new())
+                else {
+                    return;
+                };
+                assert_eq!(u32::from(next), extract.segment.last_slot + 1);
+                let mut blob = self.store.blobs().writer().unwrap();
+                blob.write(&bytes).unwrap();
+                let info = blob.finish().unwrap();
+                let root = info.root.to_vec().into();
+                let segment = Some(cairn_proto::record::v1::Segment { root, size: info.size, ..extract.segment });
+                self.extract = Some((*shard, AddSegment { segment, expected_changes: extract.expected_changes }));
+            }
+            Op::Add(other) => {
+                // Mostly where it belongs.
+                if let Some((shard, ask)) = self.extract.clone() {
+                    let to = if *other == 0 && self.moving.is_none() { shard } else { (shard + other) % 2 };
+                    if to == shard {
+                        self.added += usize::from(self.change(to, Change::AddSegment(ask)).refused.is_none());
+                    }
+                }
+            }
+            Op::Trim(shard, times) => {
+                for _ in 0..*times {
+                    let Some(trim) = self.shards[*shard].shard.next_trim().unwrap() else { break };
+                    self.trims.push((*shard, trim.clone()));
+                    assert_eq!(self.change(*shard, Change::TrimHistory(trim)).refused, None);
+                    self.trimmed += 1;
+                }
+            }
+            Op::Late(at) => {
+                if !self.trims.is_empty() {
+                    let (shard, trim) = at.get(&self.trims).clone();
+                    self.change(shard, Change::TrimHistory(trim));
+                }
+            }
+            Op::Begin(first, last) => {
+                let (from, first, last) = (self.shard_of(*first), slot_of(&entity(*first)), slot_of(&entity(*last)));
+                let (first, last) = (first.min(last), first.max(last));
+                let claims = self.shards[from].shard.slots().claims();
+                let whole = (first..=last).all(|slot| claims.epoch(slot, from == 0).is_some());
+                if self.moving.is_none() && whole {
+                    self.moves += 1;
+                    let (id, epoch) = (self.moves, self.moves + 1);
+                    let (first, last) = (u32::from(first), u32::from(last));
+                    let (from, to) = (from as u32 + 1, 2 - from as u32);
+                    self.moving = Some(SlotMove { id, epoch, first, last, from, to, ..SlotMove::default() });
+                }
+            }
+            Op::Cancel => {
+                if let Some(it) = &mut self.moving
+                    && it.state() == SlotMoveState::Copying
+                {
+                    it.state = SlotMoveState::Cancelling as i32;
+                }
+            }
+            Op::Drive(times) => {
+                for _ in 0..*times {
+                    self.drive();
+                }
+            }
+            Op::Kill(shard, flush) => {
+                if *flush {
+                    self.shards[*shard].shard.flush().unwrap();
+                }
+                let killed = self.shards[*shard].after_kill();
+                killed.shard.keep_segments_in(self.store.clone());
+                let applied = killed.shard.applied().index as usize;
+                killed.apply(applied as u64 + 1, &self.logs[*shard][applied..]);
+                assert_eq!(killed.shard.tiers(), self.shards[*shard].shard.tiers());
+                self.shards[*shard] = killed;
+            }
+        }
+    }
+
+    fn write(&mut self, shard: usize, rows: &[(i64, i64, i64, Option<i64>)]) {
+        let mut block = BlockWriter::new();
+        rows.iter()
+            .for_each(|(key, event, created, value)| block.push(&entity(*key), *event, *created, &packed(*value)));
+        let (row_count, rows_bytes) = (rows.len() as u32, block.finish().into());
+        let upsert = UpsertRows { storage_id: STORAGE_ID, rows: rows_bytes, row_count, ..UpsertRows::default() };
+        let command = ShardCommand {
+            version: DELETE_VERSION,
+            proposed_at_us: self.clock,
+            change: Some(Change::UpsertRows(upsert)),
+        };
+        let outcome = self.apply(shard, command.encode_to_vec());
+        if outcome.slots_moved {
+            return;
+        }
+        assert_eq!(outcome.refused, None);
+        for (key, event, created, value) in rows {
+            self.rows.entry(*key).or_default().insert((*event, *created, self.arrivals), packed(*value));
+        }
+        self.arrivals += 1;
+    }
+
+    fn drive(&mut self) -> bool {
+        let Some(it) = self.moving else { return false };
+        let (from, to) = (it.from as usize - 1, it.to as usize - 1);
+        for ask in next_asks(&it, &self.shards[from].shard, &self.shards[to].shard).unwrap() {
+            let (shard, change) = match ask {
+                Ask::From(change) => (from, change),
+                Ask::To(change) => (to, change),
+                Ask::Meta(change) => {
+                    match *change {
+                        meta_command::Change::SwitchSlotMap(_) => {
+                            self.moving = Some(SlotMove { state: SlotMoveState::Switched as i32, ..it });
+                        }
+                        _ => self.moving = None,
+                    }
+                    continue;
+                }
+            };
+            assert_eq!(self.change(shard, change).refused, None);
+        }
+        true
+    }
+
+    /// Every row is found once, in its place, and every lookup finds what the model finds.
+    fn check(&self) {
+        for key in 0..KEYS {
+            let (shard, entity, none) = (&self.shards[self.shard_of(key)], entity(key), BTreeMap::new());
+            let rows = self.rows.get(&key).unwrap_or(&none);
+            let mut found = Vec::new();
+            let visit = &mut |_: &[u8], row: RowRef<'_>| {
+                found.push((row.event_us, row.created_us, row.packed.to_vec()));
+                ControlFlow::Continue(())
+            };
+            shard.shard.scan(STORAGE_ID, Scope::Entity(&entity), visit).unwrap();
+            let all = rows.iter().rev().map(|((event, created, _), packed)| (*event, *created, packed.clone()));
+            assert_eq!(found, all.collect::<Vec<_>>(), "key {key}");
+            let lookups: Vec<(i64, i64)> = (-1..10).flat_map(|event| (-1..10).map(move |it| (event, it))).collect();
+            let asked: Vec<Lookup<'_>> = (lookups.iter())
+                .map(|&(event_us, created_us)| Lookup { key: &entity, event_us, created_us, committed_us: i64::MAX })
+                .collect();
+            let expected = |(event, created): &(i64, i64)| {
+                let row = rows.iter().rfind(|((e, c, _), _)| e <= event && c <= created);
+                row.map(|((event, created, _), packed)| (*event, *created, packed.clone()))
+            };
+            let expected: Vec<_> = lookups.iter().map(expected).collect();
+            let plain = |row: Option<Found>| row.map(|row| (row.event_us, row.created_us, row.packed));
+            let together: Vec<_> = shard.as_of(STORAGE_ID, &asked).into_iter().map(plain).collect();
+            assert_eq!(together, expected, "key {key}");
+            for (lookup, expected) in asked.iter().zip(&expected).step_by(17) {
+                let alone = shard.as_of(STORAGE_ID, std::slice::from_ref(lookup)).remove(0);
+                assert_eq!(plain(alone), *expected);
+            }
+        }
+        for shard in &self.shards {
+            let mut last = Vec::new();
+            let visit = &mut |key: &[u8], _: RowRef<'_>| {
+                let place = (slot_of(key), key.to_vec());
+                assert!(last.last().is_none_or(|last| *last <= place), "out of order");
+                last.push(place);
+                ControlFlow::Continue(())
+            };
+            shard.shard.scan(STORAGE_ID, Scope::All, visit).unwrap();
+        }
+    }
+
+    /// The same log in other pieces gives the same state.
+    fn check_replay(&self, cuts: &[usize]) {
+        for (log, shard) in self.logs.iter().zip(&self.shards) {
+            let again = TestShard::new();
+            again.shard.keep_segments_in(self.store.clone());
+            let mut cuts = cuts.iter().copied().cycle();
+            let mut at = 0;
+            while at < log.len() {
+                let next = (at + cuts.next().unwrap_or(1)).min(log.len());
+                again.apply(at as u64 + 1, &log[at..next]);
+                at = next;
+            }
+            assert_eq!(again.shard.tiers(), shard.shard.tiers());
+            assert_eq!(again.shard.checksum().unwrap(), shard.shard.checksum().unwrap(), "the bytes differ");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rows_go_to_segments_and_nothing_else_changes(ops in vec(op(), 1..60), cuts in vec(1..30_usize, 1..6)) {
+        let mut world = World::new();
+        for op in &ops {
+            world.run(op);
+            world.check();
+        }
+        for _ in 0..200 {
+            if !world.drive() {
+                break;
+            }
+        }
+        prop_assert_eq!(world.moving, None, "the move ends");
+        world.check();
+        world.check_replay(&cuts);
+    }
+}
+
+/// A whole round by hand, so that it is certain to happen: rows leave the database and are found; late rows stay.
+#[test]
+fn a_segment_takes_rows_out_of_the_database() {
+    let mut world = World::new();
+    let rows: Vec<_> = (0..KEYS).flat_map(|key| (0..9).map(move |at| (key, at, at, Some(at)))).collect();
+    world.run(&Op::Write(rows));
+    world.run(&Op::Extract(0, 5, 0, 1_000));
+    let in_database = |world: &World| {
+        let mut keys = 0;
+        let count = &mut |_: &[u8], _: &[u8]| {
+            keys += 1;
+            ControlFlow::Continue(())
+        };
+        world.shards[0].shard.group.db().visit_prefix(HISTORY, &[], count).unwrap();
+        keys
+    };
+    let slots: Vec<u16> = (0..KEYS).map(|key| slot_of(&entity(key))).collect();
+    let behind = slots.iter().filter(|slot| **slot >= slots[0]).count();
+    // Late: older than the segment's bound, and after it was written.
+    world.run(&Op::Write(vec![(0, 2, 2, Some(77)), (0, 3, 3, None)]));
+    world.run(&Op::Add(0));
+    assert_eq!(in_database(&world), 9 * KEYS as usize + 2);
+    world.check();
+    world.run(&Op::Trim(0, 100));
+    assert_eq!(in_database(&world), 9 * KEYS as usize + 2 - 5 * behind);
+    assert_eq!(world.shards[0].shard.next_trim().unwrap(), None);
+    world.check();
+    // Again, with the late ones; nothing is left of the first time.
+    world.run(&Op::Extract(0, 7, 0, 1_000));
+    world.run(&Op::Add(0));
+    world.run(&Op::Trim(0, 100));
+    assert_eq!(in_database(&world), 9 * KEYS as usize - 7 * behind);
+    assert_eq!((world.added, world.shards[0].shard.tiers().segments().len()), (2, 2));
+    world.check();
+    world.check_replay(&[7, 1, 300]);
+    // All slots move away: the segments have nothing left, and the other shard has it all.
+    world.moving = Some(SlotMove { id: 1, epoch: 2, first: 0, last: 4095, from: 1, to: 2, ..SlotMove::default() });
+    while world.drive() {}
+    assert_eq!(in_database(&world), 0);
+    assert_eq!(world.shards[0].shard.tiers().segments(), []);
+    world.check();
+}
+
+#[test]
+fn steps_out_of_place_change_nothing() {
+    let mut world = World::new();
+    world.run(&Op::Write(vec![(0, 1, 1, Some(1)), (1, 2, 2, Some(2))]));
+    world.run(&Op::Extract(0, 5, 0, 1_000));
+    let (_, good) = world.extract.clone().unwrap();
+    let mut no = |change: Change, why: &str| {
+        let outcome = world.change(0, change);
+        let refusal = outcome.refused.expect(why);
+        assert!(format!("{}: {}", refusal.kind, refusal.message).contains(why), "{refusal:?}");
+    };
+    let with = |change: &dyn Fn(&mut cairn_proto::record::v1::Segment)| {
+        let mut bad = good.clone();
+        change(bad.segment.as_mut().unwrap());
+        Change::AddSegment(bad)
+    };
+    no(Change::AddSegment(AddSegment::default()), "invalid_argument: a segment cannot be added");
+    no(with(&|it| it.last_slot = 4096), "its slots are no range");
+    no(with(&|it| it.rows = 0), "it does not say what it holds");
+    no(with(&|it| it.root = vec![1].into()), "it does not say what it holds");
+    no(with(&|it| it.through_commit = 9_000), "it holds rows from after it");
+    no(Change::AddSegment(AddSegment { expected_changes: 1, ..good.clone() }), "conflict: the segments");
+    no(Change::TrimHistory(TrimHistory { id: 3, ..TrimHistory::default() }), "conflict: segment 3 is not here");
+    assert_eq!(world.change(0, Change::AddSegment(good.clone())).refused, None);
+    let twice = world.change(0, Change::AddSegment(good)).refused.unwrap();
+    assert_eq!(twice.message, "the segments of the shard have changed since");
+    world.check();
+}
