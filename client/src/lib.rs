@@ -2,7 +2,7 @@
 //!
 //! In reading order:
 //! - [`Client`]: a cheap, cloneable handle; connects lazily, reconnects by itself, repeats what is safe to repeat
-//! - [`definitions`], [`registry`], [`artifacts`], [`cluster`]: methods of [`Client`] for everything that is not rows
+//! - [`definitions`], [`registry`], [`artifacts`], [`jobs`], [`cluster`]: methods of [`Client`] for everything that is not rows
 //! - [`flight`]: rows over Arrow Flight: ingest, online features, predictions, training sets
 //! - [`files`]: Parquet and CSV files as record batches, and back
 //! - [`local`]: `cairnd` processes on this machine, for tests, benchmarks and demos
@@ -50,6 +50,7 @@ pub mod datasets;
 pub mod definitions;
 pub mod files;
 pub mod flight;
+pub mod jobs;
 pub mod local;
 pub mod read;
 pub mod registry;

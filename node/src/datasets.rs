@@ -32,10 +32,10 @@ pub async fn pin(node: &Node, project: &str, service: &str, features: &[String],
     let (feature_service_version, features) = match (service, features) {
         ("", []) => return Err(Error::invalid("name a `feature_service` or `features`")),
         ("", features) => {
-            let bound = here.resolve(features)?;
+            let bound = here.resolve_served(features)?;
             (0, bound.iter().map(|it| format!("{}@{}:{}", it.view, it.view_version, it.feature)).collect())
         }
-        (service, []) => (here.feature_service(service, None)?.version, Vec::new()),
+        (service, []) => (here.served_feature_service(service)?.version, Vec::new()),
         _ => return Err(Error::invalid("name a `feature_service` or `features`, not both")),
     };
     let deadline = node.write_deadline();

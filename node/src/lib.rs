@@ -8,6 +8,7 @@
 //! - [`meta_write`]: writes to the meta group; [`artifacts`]: model files, on a quorum before they count
 //! - [`datasets`]: moments that no later write can change
 //! - [`sql`]: queries, apart from serving
+//! - [`backfill`]: feature views filled from their files
 //! - [`moves`]: slots from one shard to another
 //! - [`writes`]: whether this node takes writes; [`metrics`], [`clock`], [`error`]
 //! - [`api`]: the client port
@@ -17,6 +18,7 @@
 
 pub mod api;
 pub mod artifacts;
+pub mod backfill;
 pub mod clock;
 pub mod config;
 pub mod connections;

@@ -1,5 +1,6 @@
 //! Everything a request needs, in one place: the groups of this node, what they hold, and the limits on their use.
 
+use crate::backfill::Backfills;
 use crate::config::NodeConfig;
 use crate::error::{Error, Result};
 use crate::features::PlanCache;
@@ -48,6 +49,7 @@ pub struct Node {
     pub blobs: Arc<BlobStore>,
     pub executor: Executor,
     pub sql: Sql,
+    pub backfills: Backfills,
     /// Held while a model is loaded, so that two requests for the same one load it once.
     pub loading: tokio::sync::Mutex<()>,
     pub plans: PlanCache,

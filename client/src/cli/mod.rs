@@ -12,6 +12,7 @@ mod dataset;
 mod definitions;
 mod failure;
 mod ingest;
+mod jobs;
 mod join;
 mod lineage;
 mod model;
@@ -34,6 +35,8 @@ pub async fn run(args: Args) -> Outcome {
         Command::Definitions => definitions::list(&session).await,
         Command::Ingest(args) => ingest::load(&session, ingest::Load::rows(args)).await,
         Command::Delete(args) => ingest::load(&session, ingest::Load::deletions(args)).await,
+        Command::Backfill(args) => jobs::backfill(&session, args).await,
+        Command::Jobs { command } => jobs::jobs(&session, command).await,
         Command::Get(args) => read::get(&session, args).await,
         Command::Dataset(command) => dataset::dataset(&session, command).await,
         Command::Join(args) => join::join(&session, args).await,

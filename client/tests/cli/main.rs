@@ -4,6 +4,7 @@
 mod cluster;
 mod datasets;
 mod definitions;
+mod jobs;
 mod models;
 mod reads;
 mod rows;

@@ -16,5 +16,6 @@ pub mod exchange;
 pub mod flight;
 pub mod flight_sql;
 pub mod http;
+pub mod jobs;
 pub mod registry;
 pub mod wire;

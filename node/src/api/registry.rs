@@ -161,7 +161,7 @@ async fn register(node: &Arc<Node>, ask: api::RegisterModelVersionRequest) -> Re
     let mut service_version = 0;
     let mut input_features = Vec::new();
     if !service.is_empty() {
-        let bound = project.feature_service(&service, None)?;
+        let bound = project.served_feature_service(&service)?;
         service_version = bound.version;
         let plan = crate::features::service_plan(node, &ask.project, &service, service_version)?;
         let row = blank_row(&plan)?;

@@ -1,7 +1,7 @@
 //! Group 0: the state machine that keeps definitions, models, aliases, lineage, nodes and the slot map.
 //!
 //! In reading order: `apply` (a command in, an outcome out), `cluster`, `slots`, `definitions`, `registry`,
-//! `datasets` (what each change does), `lineage` (what depends on what), `rows` (how it is stored), `canonical` (one encoding),
+//! `datasets`, `jobs` (what each change does), `lineage` (what depends on what), `rows` (how it is stored), `canonical` (one encoding),
 //! `names`.
 //!
 //! Always true:
@@ -14,6 +14,7 @@ mod canonical;
 mod cluster;
 mod datasets;
 mod definitions;
+mod jobs;
 mod lineage;
 mod names;
 mod registry;
@@ -22,11 +23,13 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-pub use apply::COMMAND_VERSION;
+pub use apply::{COMMAND_VERSION, FILES_VERSION};
 pub use cluster::state_name;
 pub use definitions::preview;
+pub use jobs::{JOBS_MAX, chunk_count, job_state_name, missing_chunks};
 pub use lineage::LineageNode;
 pub use names::{check_column_name, check_name};
+pub use rows::has_files;
 pub use slots::slot_runs;
 
 pub(crate) use rows::Row;
@@ -364,16 +367,17 @@ impl Working<'_> {
 
 fn load(db: &Db) -> Result<Live> {
     let mut catalog = Catalog::default();
-    let upper = Some(rows::catalog_end());
-    let mut iter = db.iter(ROWS, IterOptions { upper, fill_cache: false, ..IterOptions::default() })?;
-    iter.seek_to_first()?;
-    while let Some((key, value)) = iter.entry() {
-        if key != rows::POSITION_KEY
-            && let Some(row) = Row::decode(key, value)?
-        {
-            catalog.take(&row)?;
+    for (lower, upper) in [(Vec::new(), Some(rows::catalog_end())), (rows::catalog_rest(), None)] {
+        let mut iter = db.iter(ROWS, IterOptions { upper, fill_cache: false, ..IterOptions::default() })?;
+        iter.seek(&lower)?;
+        while let Some((key, value)) = iter.entry() {
+            if key != rows::POSITION_KEY
+                && let Some(row) = Row::decode(key, value)?
+            {
+                catalog.take(&row)?;
+            }
+            iter.advance()?;
         }
-        iter.advance()?;
     }
     let (applied, position) =
         read_position(db)?.map_or_else(Default::default, |(applied, position)| (applied, Some(position)));

@@ -1,6 +1,7 @@
 //! The meta group as consensus uses it: the same entries give the same state, whatever happens in between.
 
 mod commands;
+mod jobs;
 mod properties;
 mod stored;
 

@@ -92,6 +92,10 @@ impl SqlEngine {
         Ok(Self { runtime, partitions: limits.partitions.max(1) })
     }
 
+    pub(crate) fn runtime(&self) -> &Arc<RuntimeEnv> {
+        &self.runtime
+    }
+
     /// Understands one query. Names without a schema are of `project`.
     ///
     /// # Errors
@@ -174,7 +178,7 @@ impl Query {
 }
 
 /// Planning takes the square of an expression's depth, and nothing can stop it on its way.
-fn check_depth(mut statement: &Statement) -> Result<()> {
+pub(crate) fn check_depth(mut statement: &Statement) -> Result<()> {
     while let Statement::Explain(explain) = statement {
         statement = &explain.statement;
     }
@@ -205,7 +209,7 @@ impl Visitor for Depth {
 }
 
 /// One line that says what is wrong with a query, and whose fault it is.
-fn told(error: &DataFusionError) -> Error {
+pub(crate) fn told(error: &DataFusionError) -> Error {
     if let Some(ours) = ours(error) {
         return ours;
     }
@@ -286,6 +290,6 @@ impl From<Error> for Failed {
     }
 }
 
-fn external(error: impl Into<Error>) -> DataFusionError {
+pub(crate) fn external(error: impl Into<Error>) -> DataFusionError {
     DataFusionError::External(Box::new(Failed::from(error.into())))
 }

@@ -7,7 +7,9 @@ use arrow_array::{
     ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow_schema::{DataType, Field, Schema};
+use cairn_proto::record::v1::{Backfill, Job, job::Kind};
 use cairn_storage::catalog::{Catalog, Project};
+use cairn_storage::meta::{chunk_count, job_state_name};
 use cairn_storage::types::type_name;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::DataFusionError;
@@ -28,6 +30,7 @@ pub(super) const TABLES: &[(&str, Fill)] = &[
     ("aliases", aliases),
     ("deployments", deployments),
     ("nodes", nodes),
+    ("jobs", jobs),
 ];
 
 pub(super) fn table(catalog: &Catalog, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
@@ -231,6 +234,32 @@ fn nodes(catalog: &Catalog) -> Table {
         .text("peer_address", rows.iter().map(|it| it.peer_address.clone()))
         .text("state", rows.iter().map(|it| state(it.state().as_str_name())))
         .time("joined_at", rows.iter().map(|it| it.joined_us))
+}
+
+fn jobs(catalog: &Catalog) -> Table {
+    let rows: Vec<(&Job, Backfill)> = catalog
+        .jobs()
+        .map(|job| match &job.kind {
+            Some(Kind::Backfill(fill)) => (&**job, fill.clone()),
+            None => (&**job, Backfill::default()),
+        })
+        .collect();
+    let chunks_done = |fill: &Backfill| fill.done.iter().map(|range| i64::from(range.last - range.first) + 1).sum();
+    Table::default()
+        .count("id", rows.iter().map(|(job, _)| job.id as i64))
+        .text("project", rows.iter().map(|(job, _)| job.project.clone()))
+        .text("state", rows.iter().map(|(job, _)| job_state_name(job.state()).to_owned()))
+        .text("message", rows.iter().map(|(job, _)| job.message.clone()))
+        .text("feature_view", rows.iter().map(|(_, fill)| fill.view.clone()))
+        .version("feature_view_version", rows.iter().map(|(_, fill)| fill.view_version))
+        .time("interval_start", rows.iter().map(|(_, fill)| fill.from_us))
+        .time("interval_end", rows.iter().map(|(_, fill)| fill.to_us))
+        .count("chunks", rows.iter().map(|(_, fill)| i64::from(chunk_count(fill))))
+        .count("chunks_done", rows.iter().map(|(_, fill)| chunks_done(fill)))
+        .count("rows", rows.iter().map(|(_, fill)| fill.rows as i64))
+        .text("author", rows.iter().map(|(job, _)| job.author.clone()))
+        .time("begun_at", rows.iter().map(|(job, _)| job.begun_us))
+        .time("ended_at", rows.iter().map(|(job, _)| job.ended_us))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -249,6 +249,7 @@ fn the_registry_can_be_asked() {
         | system             | feature_services |
         | system             | feature_views    |
         | system             | features         |
+        | system             | jobs             |
         | system             | model_metrics    |
         | system             | model_versions   |
         | system             | models           |
