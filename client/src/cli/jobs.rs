@@ -87,7 +87,11 @@ async fn follow(session: &Session, mut job: api::Job) -> Outcome {
             }
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        job = session.client.job(job.id).await?;
+        let id = job.id;
+        job = session.client.job(id).await.map_err(|error| {
+            let hint = format!("the job goes on without this program; `cairn jobs watch {id}` follows it again");
+            Failure::from(error).hint_when(ErrorKind::Unavailable, hint.as_str()).hint_when(ErrorKind::Timeout, hint)
+        })?;
     }
     let elapsed = progress.elapsed();
     progress.clear();

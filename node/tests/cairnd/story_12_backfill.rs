@@ -201,6 +201,12 @@ async fn a_new_version_is_served_when_it_is_whole_and_corrections_leave_the_past
         in_state(&story.client, id, "done").await?;
         Ok(())
     };
+    let unfilled = number(&story.client, "select count(*) from stats").await.unwrap_err().to_string();
+    assert!(unfilled.contains("no version that is filled yet; `cairn backfill stats` fills it"), "{unfilled}");
+    let listed = "select count(*) from information_schema.columns where table_name = 'stats'";
+    assert!(number(&story.client, listed).await? > 0, "what is there is shown all the same");
+    let unfilled = join(&story.client, &training(&["stats"]), &[rows(0..1, 0)]).await.unwrap_err();
+    assert_eq!(unfilled.kind(), ErrorKind::NotFound, "{unfilled}");
     backfill().await?;
     let keys = batch(&[("driver_id", ints([7]))]);
     let eta = async || story.online(service("eta"), &keys).await.map(|rows| show(&rows));

@@ -125,7 +125,7 @@ fn feature_views(catalog: &Catalog) -> Table {
             let ttl = each().map(|it| (it.ttl_us > 0).then_some(it.ttl_us / 1_000_000));
             Arc::new(ttl.collect::<Int64Array>())
         })
-        .text("source", each().map(|it| it.source.clone()))
+        .text("source", each().map(|it| it.files.as_ref().map_or(&it.source, |files| &files.path).clone()))
         .text("description", each().map(|it| it.description.clone()))
         .time("applied_at", each().map(|it| it.applied_us))
 }
