@@ -41,6 +41,8 @@ const STACK_BYTES: usize = 256 << 20;
 const LANES: u32 = 2;
 /// Rows of a batch, and encoded bytes of one as far as the types tell.
 const BATCH_ROWS_MAX: usize = 32_768;
+/// Of the largest rows there are, 1 MiB, so many fit one log entry.
+const BATCH_ROWS_MIN: usize = 16;
 const BATCH_BYTES: usize = 8 << 20;
 /// Bytes of files in one chunk where nobody says how long one is. Every chunk reads all of a CSV file.
 const CHUNK_BYTES_PARQUET: u64 = 16 << 20;
@@ -217,7 +219,7 @@ fn suggested(source: &Source, from_us: i64, to_us: i64) -> i64 {
 /// Rows of a batch, by what a row of these types takes; part of which rows a sequence names.
 fn batch_rows(view: &FeatureView) -> u32 {
     let bytes: usize = view.features.iter().map(bytes_of).sum();
-    (BATCH_BYTES / bytes.max(1)).clamp(64, BATCH_ROWS_MAX) as u32
+    (BATCH_BYTES / bytes.max(1)).clamp(BATCH_ROWS_MIN, BATCH_ROWS_MAX) as u32
 }
 
 fn bytes_of(field: &Field) -> usize {
@@ -251,6 +253,6 @@ mod tests {
     fn batches_of_wide_rows_have_fewer() {
         assert_eq!(batch_rows(&view(&["float32"; 10])), 32_768);
         assert_eq!(batch_rows(&view(&["list<float32>[1024]"])), 1_024);
-        assert_eq!(batch_rows(&view(&["list<float32>[1000000]"])), 64);
+        assert_eq!(batch_rows(&view(&["list<float32>[65536]"; 9])), 16);
     }
 }

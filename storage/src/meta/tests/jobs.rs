@@ -201,7 +201,7 @@ fn rows_that_came_another_way_wait_for_nothing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     /// Whatever comes, late, twice and out of order: states follow each other as they may, an end is the end, and rows are those
     /// of the chunks that are done, each counted once.
@@ -218,7 +218,7 @@ proptest! {
         let mut before = begun;
         for (what, at, revision) in steps {
             let expected = revision.and_then(|at| revisions.get(at).copied()).unwrap_or(0);
-            bench.ask(match what {
+            let change = match what {
                 0 => state(id, Paused, expected),
                 1 => state(id, Running, expected),
                 2 if at == 0 => state(id, Cancelling, expected),
@@ -227,7 +227,9 @@ proptest! {
                 5 => state(id, Done, expected),
                 6 => source(id, u64::from(at / 3)),
                 _ => chunk(id, at, 10),
-            });
+            };
+            let of_state = matches!(change, Change::ChangeJob(_));
+            bench.ask(change);
             let after = Job::clone(bench.meta.catalog().job(id).unwrap());
             if before.ended_us != 0 {
                 prop_assert_eq!(&after, &before, "an end is the end");
@@ -241,7 +243,7 @@ proptest! {
                 prop_assert!(legal, "{:?} to {:?}", before.state(), after.state());
                 prop_assert!(after.revision > before.revision);
                 revisions.push(after.revision);
-                prop_assert!(expected == 0 || what >= 6 || expected == before.revision);
+                prop_assert!(expected == 0 || !of_state || expected == before.revision);
             }
             let done: u64 = fill(&after).done.iter().map(|range| u64::from(range.last - range.first) + 1).sum();
             prop_assert_eq!(fill(&after).rows, done * 10);
