@@ -7,6 +7,7 @@
 //! - [`ingest`]: rows in; [`features`]: rows out; [`predict`]: keys in, predictions out
 //! - [`meta_write`]: writes to the meta group; [`artifacts`]: model files, on a quorum before they count
 //! - [`datasets`]: moments that no later write can change
+//! - [`backtest`]: model versions over the past, kept as evidence
 //! - [`sql`]: queries, apart from serving
 //! - [`moves`]: slots from one shard to another
 //! - [`writes`]: whether this node takes writes; [`metrics`], [`clock`], [`error`]
@@ -17,6 +18,7 @@
 
 pub mod api;
 pub mod artifacts;
+pub mod backtest;
 pub mod clock;
 pub mod config;
 pub mod connections;

@@ -31,6 +31,10 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_MAX: usize = 4_096;
 /// Historical joins running side by side; more wait their turn.
 const JOINS_MAX: usize = 2;
+/// Backtests running side by side, each of which holds the rows it has scored; more wait their turn.
+const BACKTESTS_MAX: usize = 2;
+/// How long a backtest waits for its turn.
+const BACKTEST_TURN_MAX: Duration = Duration::from_secs(30);
 
 pub struct Node {
     pub config: NodeConfig,
@@ -55,6 +59,7 @@ pub struct Node {
     pub metrics: Metrics,
     pub streams: Arc<Semaphore>,
     pub joins: Arc<Semaphore>,
+    pub backtests: Arc<Semaphore>,
     /// Cancelled when the node is told to stop: open streams end at their next pause.
     pub stopping: CancellationToken,
 }
@@ -72,6 +77,10 @@ impl Node {
 
     pub fn new_joins() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(JOINS_MAX))
+    }
+
+    pub fn new_backtests() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(BACKTESTS_MAX))
     }
 
     pub fn shard_count(&self) -> u32 {
@@ -126,6 +135,20 @@ impl Node {
             _ => Err(Error::new(
                 ErrorKind::Overloaded,
                 format!("{JOINS_MAX} historical joins are running; try again later"),
+            )),
+        }
+    }
+
+    /// A place for one more backtest, waiting for it if need be.
+    ///
+    /// # Errors
+    /// `Overloaded` when none came free in time.
+    pub async fn admit_backtest(&self) -> Result<OwnedSemaphorePermit> {
+        match tokio::time::timeout(BACKTEST_TURN_MAX, Arc::clone(&self.backtests).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Error::new(
+                ErrorKind::Overloaded,
+                format!("{BACKTESTS_MAX} backtests are running; try again later or use another node"),
             )),
         }
     }

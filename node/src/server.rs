@@ -162,7 +162,8 @@ async fn start(
     let moved = Node::watch_moves(&shards);
     let executor = cairn_executor::Options { threads: config.executor_threads, ..Default::default() };
     let executor = Executor::new(executor).map_err(|error| Error::Stopped(format!("executor threads: {error}")))?;
-    let sql = Sql::new(&config.data_dir, config.sql).map_err(|error| Error::Stopped(error.to_string()))?;
+    let sql = Sql::new(&config.data_dir, config.sql, Arc::clone(&meta));
+    let sql = sql.map_err(|error| Error::Stopped(error.to_string()))?;
     Ok(Arc::new(Node {
         client_address,
         peer_address,
@@ -181,6 +182,7 @@ async fn start(
         streams: Node::new_streams(),
         stopping: CancellationToken::new(),
         joins: Node::new_joins(),
+        backtests: Node::new_backtests(),
         config,
     }))
 }
@@ -199,6 +201,7 @@ fn service(node: &Arc<Node>) -> axum::Router {
     let definitions = api::definitions::Definitions { node: Arc::clone(node) };
     let registry = api::registry::Registry { node: Arc::clone(node) };
     let datasets = api::datasets::Datasets { node: Arc::clone(node) };
+    let backtests = api::backtests::Backtests { node: Arc::clone(node) };
     let artifacts = api::artifacts::Artifacts { node: Arc::clone(node) };
     let cluster = api::cluster::ClusterService { node: Arc::clone(node) };
     let limit = MESSAGE_BYTES_MAX;
@@ -206,6 +209,7 @@ fn service(node: &Arc<Node>) -> axum::Router {
         .add_service(wire::definitions_server::DefinitionsServer::new(definitions).max_decoding_message_size(limit))
         .add_service(wire::registry_server::RegistryServer::new(registry))
         .add_service(wire::datasets_server::DatasetsServer::new(datasets))
+        .add_service(wire::backtests_server::BacktestsServer::new(backtests))
         .add_service(wire::artifacts_server::ArtifactsServer::new(artifacts).max_decoding_message_size(limit))
         .add_service(wire::cluster_server::ClusterServer::new(cluster));
     api::http::router(Arc::clone(node)).merge(grpc.into_axum_router().reset_fallback()).fallback(api::http::unknown)

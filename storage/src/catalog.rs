@@ -146,7 +146,10 @@ impl Catalog {
             | Row::Request { .. }
             | Row::RequestSlot { .. }
             | Row::Counters(_)
-            | Row::Dataset(_) => {}
+            | Row::Dataset(_)
+            | Row::Backtest(_)
+            | Row::BacktestWindows(_)
+            | Row::BacktestOf(_) => {}
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! One entry: its command decoded, answered once per request id, its rows put or its refusal recorded.
 
 use super::rows::{counters_key, dataset_key, request_key, request_slot_key};
-use super::{Row, Working, canonical, cluster, datasets, definitions, registry, slots};
+use super::{Row, Working, backtests, canonical, cluster, datasets, definitions, registry, slots};
 use crate::catalog::Catalog;
 use crate::replica::Applied;
 use crate::{Error, Fatal};
@@ -86,6 +86,7 @@ fn answer(working: &mut Working<'_>, applied: Applied, change: &Change) -> Resul
         Change::RegisterModelVersion(ask) => registry::register_model_version(&context, ask),
         Change::MoveAlias(ask) => registry::move_alias(&context, ask),
         Change::RegisterDataset(ask) => datasets::register(&context, ask, taken),
+        Change::RecordBacktest(ask) => backtests::record(&context, ask),
         Change::TimeTick(_) => Ok((Outcome::Done(Done {}), Vec::new())),
     };
     match answer {

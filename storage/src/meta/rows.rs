@@ -17,6 +17,9 @@
 //! 0b slot u32                         request id whose turn to be forgotten this slot is
 //! 0c                                  MetaCounters
 //! 0d project, name                    Dataset
+//! 18 project, !id u64                 Backtest, without windows: the newest first
+//! 19 project, id u64                  BacktestWindows
+//! 1a project, model, version, !id u64 BacktestOf
 //! ```
 //! Golden files: `tests/golden/meta_rows_v1.hex`, `tests/golden/meta_rows_v2.hex`,
 //! `tests/golden/meta_clusters_v2.hex`.
@@ -25,8 +28,8 @@ use super::canonical;
 use crate::catalog::DefinitionKind;
 use crate::{Error, Result};
 use cairn_proto::record::v1::{
-    AliasMove, ClusterInfo, Dataset, DefinitionVersion, LineageEdge, MetaCounters, ModelVersion, Node, NodeState,
-    Project,
+    AliasMove, Backtest, BacktestOf, BacktestWindows, ClusterInfo, Dataset, DefinitionVersion, LineageEdge,
+    MetaCounters, ModelVersion, Node, NodeState, Project,
 };
 use prost::Message;
 
@@ -54,6 +57,9 @@ mod tag {
     pub const REQUEST_SLOT: u8 = 0x0b;
     pub const COUNTERS: u8 = 0x0c;
     pub const DATASET: u8 = 0x0d;
+    pub const BACKTEST: u8 = 0x18;
+    pub const BACKTEST_WINDOWS: u8 = 0x19;
+    pub const BACKTEST_OF: u8 = 0x1a;
 }
 
 /// One row. Its key follows from its content.
@@ -72,6 +78,9 @@ pub enum Row {
     RequestSlot { slot: u32, id: String },
     Counters(MetaCounters),
     Dataset(Box<Dataset>),
+    Backtest(Box<Backtest>),
+    BacktestWindows(BacktestWindows),
+    BacktestOf(BacktestOf),
 }
 
 impl Row {
@@ -102,6 +111,12 @@ impl Row {
             Self::RequestSlot { slot, .. } => request_slot_key(*slot),
             Self::Counters(_) => counters_key(),
             Self::Dataset(dataset) => dataset_key(&dataset.project, &dataset.name),
+            Self::Backtest(backtest) => backtest_key(&backtest.project, backtest.id),
+            Self::BacktestWindows(windows) => backtest_windows_key(&windows.project, windows.id),
+            Self::BacktestOf(of) => {
+                let of_version = Key(backtests_of_version_prefix(&of.project, &of.model, of.version));
+                of_version.u64(!of.id).done()
+            }
         }
     }
 
@@ -119,6 +134,9 @@ impl Row {
             Self::RequestSlot { id, .. } => value.extend(id.as_bytes()),
             Self::Counters(it) => value.extend(it.encode_to_vec()),
             Self::Dataset(it) => value.extend(it.encode_to_vec()),
+            Self::Backtest(it) => value.extend(it.encode_to_vec()),
+            Self::BacktestWindows(it) => value.extend(it.encode_to_vec()),
+            Self::BacktestOf(it) => value.extend(it.encode_to_vec()),
         }
         value
     }
@@ -158,6 +176,9 @@ impl Row {
             tag::LINEAGE_UP => read(message, Self::LineageUp),
             tag::COUNTERS => read(message, Self::Counters),
             tag::DATASET => read(message, |dataset| Self::Dataset(Box::new(dataset))),
+            tag::BACKTEST => read(message, |backtest| Self::Backtest(Box::new(backtest))),
+            tag::BACKTEST_WINDOWS => read(message, Self::BacktestWindows),
+            tag::BACKTEST_OF => read(message, Self::BacktestOf),
             tag::REQUEST => {
                 let id = key[1..].strip_suffix(&[0]).and_then(|id| std::str::from_utf8(id).ok()).ok_or_else(corrupt)?;
                 let id = id.to_owned();
@@ -209,6 +230,34 @@ pub fn dataset_key(project: &str, name: &str) -> Vec<u8> {
 /// All datasets of a project, by name.
 pub fn datasets_prefix(project: &str) -> Vec<u8> {
     Key::new(tag::DATASET).text(project).0
+}
+
+pub fn backtest_key(project: &str, id: u64) -> Vec<u8> {
+    Key(backtests_prefix(project)).u64(!id).done()
+}
+
+/// Of a backtest's key, its id.
+pub fn backtest_id(key: &[u8]) -> Option<u64> {
+    key.last_chunk::<8>().map(|id| !u64::from_be_bytes(*id))
+}
+
+/// All backtests of a project, the newest first.
+pub fn backtests_prefix(project: &str) -> Vec<u8> {
+    Key::new(tag::BACKTEST).text(project).0
+}
+
+pub fn backtest_windows_key(project: &str, id: u64) -> Vec<u8> {
+    Key::new(tag::BACKTEST_WINDOWS).text(project).u64(id).done()
+}
+
+/// Which backtests a model is in: by version, then the newest first.
+pub fn backtests_of_prefix(project: &str, model: &str) -> Vec<u8> {
+    Key::new(tag::BACKTEST_OF).text(project).text(model).0
+}
+
+/// Which backtests a model version is in, the newest first.
+pub fn backtests_of_version_prefix(project: &str, model: &str, version: u32) -> Vec<u8> {
+    Key(backtests_of_prefix(project, model)).u32(version).0
 }
 
 /// Keys below this make up the catalog.

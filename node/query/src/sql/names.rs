@@ -17,6 +17,7 @@ use crate::{Error, Result};
 use arrow_schema::Schema;
 use async_trait::async_trait;
 use cairn_storage::catalog::{Catalog, Reference};
+use cairn_storage::meta::Meta;
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableFunctionArgs, TableFunctionImpl, TableProvider};
 use datafusion::common::{DFSchema, DataFusionError, ScalarValue};
 use datafusion::logical_expr::Expr;
@@ -30,6 +31,8 @@ use std::sync::Arc;
 pub(super) struct Schemas {
     pub catalog: Arc<Catalog>,
     pub source: Arc<ShardedSource>,
+    /// What is not in the catalog: there may be much of it.
+    pub meta: Option<Arc<Meta>>,
     /// Of names without one.
     pub project: String,
 }
@@ -64,9 +67,9 @@ impl Schemas {
                 found.push((name.to_owned(), view.name.clone(), table.schema().as_ref().clone()));
             }
         }
-        for (table, _) in system::TABLES {
+        for table in system::names() {
             let columns = system::columns(&self.catalog, table);
-            found.push((SYSTEM.to_owned(), (*table).to_owned(), columns));
+            found.push((SYSTEM.to_owned(), table.to_owned(), columns));
         }
         Ok(found)
     }
@@ -80,7 +83,7 @@ impl CatalogProvider for Schemas {
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         if name == SYSTEM {
-            return Some(Arc::new(System(Arc::clone(&self.catalog))));
+            return Some(Arc::new(System { catalog: Arc::clone(&self.catalog), meta: self.meta.clone() }));
         }
         self.catalog.project(name).ok()?;
         Some(Arc::new(Views(Self { project: name.to_owned(), ..self.clone() })))
@@ -111,21 +114,29 @@ impl SchemaProvider for Views {
     }
 }
 
-#[derive(Debug)]
-struct System(Arc<Catalog>);
+struct System {
+    catalog: Arc<Catalog>,
+    meta: Option<Arc<Meta>>,
+}
+
+impl fmt::Debug for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("System").finish_non_exhaustive()
+    }
+}
 
 #[async_trait]
 impl SchemaProvider for System {
     fn table_names(&self) -> Vec<String> {
-        system::TABLES.iter().map(|(name, _)| (*name).to_owned()).collect()
+        system::names().map(str::to_owned).collect()
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-        system::table(&self.0, name)
+        system::table(&self.catalog, self.meta.as_ref(), name)
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        system::TABLES.iter().any(|(table, _)| *table == name)
+        system::names().any(|table| table == name)
     }
 }
 

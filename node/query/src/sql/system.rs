@@ -1,4 +1,7 @@
-//! The registry as tables: what is defined, registered and running, of one moment of the catalog.
+//! The registry as tables: what is defined, registered and running, of one moment of the catalog; and `backtests`, which are not
+//! in the catalog.
+
+mod backtests;
 
 use super::external;
 use super::rows::time_type;
@@ -8,6 +11,7 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, Field, Schema};
 use cairn_storage::catalog::{Catalog, Project};
+use cairn_storage::meta::Meta;
 use cairn_storage::types::type_name;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::DataFusionError;
@@ -17,7 +21,7 @@ use std::sync::Arc;
 /// Fills a table from the catalog.
 type Fill = fn(&Catalog) -> Table;
 
-pub(super) const TABLES: &[(&str, Fill)] = &[
+const TABLES: &[(&str, Fill)] = &[
     ("entities", entities),
     ("feature_views", feature_views),
     ("features", features),
@@ -30,8 +34,19 @@ pub(super) const TABLES: &[(&str, Fill)] = &[
     ("nodes", nodes),
 ];
 
-pub(super) fn table(catalog: &Catalog, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-    let Some((_, fill)) = TABLES.iter().find(|(table, _)| *table == name) else { return Ok(None) };
+/// All tables there are.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    TABLES.iter().map(|(name, _)| *name).chain(backtests::TABLES.iter().map(|(name, _)| *name))
+}
+
+pub(super) fn table(
+    catalog: &Catalog,
+    meta: Option<&Arc<Meta>>,
+    name: &str,
+) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
+    let Some((_, fill)) = TABLES.iter().find(|(table, _)| *table == name) else {
+        return backtests::table(name, catalog, meta);
+    };
     let Table { fields, columns } = fill(catalog);
     let schema = Arc::new(Schema::new(fields));
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|error| external(Error::internal(error)))?;
@@ -39,8 +54,11 @@ pub(super) fn table(catalog: &Catalog, name: &str) -> Result<Option<Arc<dyn Tabl
 }
 
 pub(super) fn columns(catalog: &Catalog, name: &str) -> Schema {
-    let fill = TABLES.iter().find(|(table, _)| *table == name).map(|(_, fill)| fill);
-    Schema::new(fill.map(|fill| fill(catalog).fields).unwrap_or_default())
+    let tell = backtests::TABLES.iter().find(|(table, _)| *table == name);
+    match TABLES.iter().find(|(table, _)| *table == name) {
+        Some((_, fill)) => Schema::new(fill(catalog).fields),
+        None => tell.map_or_else(Schema::empty, |(_, tell)| backtests::columns(*tell)),
+    }
 }
 
 /// Columns in the making.

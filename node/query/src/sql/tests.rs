@@ -244,6 +244,8 @@ fn the_registry_can_be_asked() {
         | information_schema | views            |
         | p                  | v                |
         | system             | aliases          |
+        | system             | backtest_windows |
+        | system             | backtests        |
         | system             | deployments      |
         | system             | entities         |
         | system             | feature_services |

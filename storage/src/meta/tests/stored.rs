@@ -1,7 +1,9 @@
 //! What is on disk: golden bytes, and data of other versions.
 
 use super::*;
-use cairn_proto::record::v1::{AliasMove, ClusterInfo, LineageEdge, MetaCounters, NodeState, Project};
+use cairn_proto::record::v1::{
+    AliasMove, BacktestOf, BacktestWindows, ClusterInfo, LineageEdge, MetaCounters, NodeState, Project,
+};
 use std::fmt::Write;
 
 fn one_of_each() -> Vec<Row> {
@@ -62,6 +64,13 @@ fn one_of_each() -> Vec<Row> {
         Row::RequestSlot { slot: 258, id: text("request-1") },
         Row::Counters(MetaCounters { requests: 259 }),
         Row::Dataset(Box::new(dataset("p", "may", &["rides@1:rating"]))),
+        Row::Backtest(Box::new(Backtest { id: 258, created_us: 7, ..backtest("p", &[1, 2]) })),
+        Row::BacktestWindows(BacktestWindows {
+            project: text("p"),
+            id: 258,
+            windows: backtest("p", &[1]).models.remove(0).windows,
+        }),
+        Row::BacktestOf(BacktestOf { project: text("p"), model: text("eta"), version: 2, id: 258 }),
     ]
 }
 
