@@ -1,5 +1,9 @@
 //! What may be typed after `cairn`.
 
+mod backtest;
+
+pub use backtest::{BacktestArgs, BacktestCommand, BacktestRunArgs, PlotArgs};
+
 use cairn_client::Timestamp;
 use cairn_client::registry::{Expected, VersionOf};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -66,6 +70,8 @@ pub enum Command {
     /// Training sets that can be made again, byte for byte.
     #[command(subcommand)]
     Dataset(DatasetCommand),
+    /// Measure model versions over the past: features as known at each row's own time, metrics by window, kept as evidence.
+    Backtest(BacktestArgs),
     /// Query features, their history and the registry with SQL. Nothing can be written.
     Sql(SqlArgs),
     /// Ask a deployment for predictions by entity key.

@@ -7,6 +7,7 @@
 //! names do not change within a major version.
 
 pub mod args;
+mod backtest;
 mod cluster;
 mod dataset;
 mod definitions;
@@ -16,6 +17,7 @@ mod join;
 mod lineage;
 mod model;
 mod output;
+mod plot;
 mod progress;
 mod read;
 mod sql;
@@ -36,6 +38,7 @@ pub async fn run(args: Args) -> Outcome {
         Command::Delete(args) => ingest::load(&session, ingest::Load::deletions(args)).await,
         Command::Get(args) => read::get(&session, args).await,
         Command::Dataset(command) => dataset::dataset(&session, command).await,
+        Command::Backtest(args) => backtest::backtest(&session, args).await,
         Command::Join(args) => join::join(&session, args).await,
         Command::Sql(args) => sql::sql(&session, args).await,
         Command::Predict(args) => read::predict(&session, args).await,

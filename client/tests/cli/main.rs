@@ -1,6 +1,7 @@
 //! What a person at a terminal, or a script, sees of `cairn`: standard output, standard error and exit codes, against a
 //! real node.
 
+mod backtests;
 mod cluster;
 mod datasets;
 mod definitions;
