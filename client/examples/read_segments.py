@@ -6,9 +6,9 @@ import duckdb
 import polars
 
 files = sys.argv[1] + "/*.parquet"
-rows, deleted, trips = duckdb.sql(
+((rows, deleted, trips),) = duckdb.sql(
     f"select count(*), count(*) filter (where deleted), sum(trips) from read_parquet('{files}')"
-).fetchone()
+).fetchall()
 print(f"duckdb {rows} rows, {deleted} deleted, trips {trips}")
 frame = polars.scan_parquet(files).select(
     polars.len().alias("rows"), polars.col("deleted").sum(), polars.col("trips").sum()

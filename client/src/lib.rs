@@ -2,7 +2,8 @@
 //!
 //! In reading order:
 //! - [`Client`]: a cheap, cloneable handle; connects lazily, reconnects by itself, repeats what is safe to repeat
-//! - [`definitions`], [`registry`], [`artifacts`], [`cluster`]: methods of [`Client`] for everything that is not rows
+//! - [`definitions`], [`registry`], [`datasets`], [`backtests`], [`artifacts`], [`jobs`], [`cluster`]: methods of
+//!   [`Client`] for everything that is not rows
 //! - [`flight`]: rows over Arrow Flight: ingest, online features, predictions, training sets
 //! - [`files`]: Parquet and CSV files as record batches, and back
 //! - [`local`]: `cairnd` processes on this machine, for tests, benchmarks and demos
@@ -45,11 +46,13 @@ mod error;
 mod retry;
 
 pub mod artifacts;
+pub mod backtests;
 pub mod cluster;
 pub mod datasets;
 pub mod definitions;
 pub mod files;
 pub mod flight;
+pub mod jobs;
 pub mod local;
 pub mod read;
 pub mod registry;

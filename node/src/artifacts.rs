@@ -85,7 +85,8 @@ pub fn read(store: Arc<BlobStore>, root: Root, offset: u64) -> Pieces {
     stream
 }
 
-/// Stores what `pieces` brings, then copies it to the other nodes; returns once a quorum has it on disk.
+/// Stores what `pieces` brings, then copies it to the other nodes; returns once a quorum has it on disk, and for `patience`
+/// waits for the rest.
 ///
 /// # Errors
 /// `ReadOnly` on a full disk; `InvalidArgument` when `expected` or `size` do not fit; `Unavailable` when too few nodes
@@ -95,6 +96,7 @@ pub async fn store(
     mut pieces: Pieces,
     expected: Option<Root>,
     size: Option<u64>,
+    patience: Duration,
 ) -> Result<BlobInfo> {
     node.writes.check()?;
     let blobs = Arc::clone(&node.blobs);
@@ -116,12 +118,12 @@ pub async fn store(
         Ok(writer.finish()?)
     };
     let info = joined(tokio::task::spawn_blocking(work).await)?;
-    replicate(node, info.root, info.size).await?;
+    replicate(node, info.root, info.size, patience).await?;
     Ok(info)
 }
 
-/// Waits until a quorum of the nodes holds `root`; the rest get it in the background.
-async fn replicate(node: &Arc<Node>, root: Root, size: u64) -> Result<()> {
+/// Waits until a quorum of the nodes holds `root`, and for `patience` until all do; the rest get it in the background.
+async fn replicate(node: &Arc<Node>, root: Root, size: u64, patience: Duration) -> Result<()> {
     let me = node.cluster.node_id();
     let others: Vec<u64> = node.meta.catalog().nodes().map(|it| it.id).filter(|id| *id != me).collect();
     let needed = others.len().div_ceil(2); // beside this node: a majority of all
@@ -156,6 +158,8 @@ async fn replicate(node: &Arc<Node>, root: Root, size: u64) -> Result<()> {
             }
         }
     }
+    let rest = async { while outcomes.recv().await.is_some() {} };
+    let _ = tokio::time::timeout(patience, rest).await;
     Ok(())
 }
 

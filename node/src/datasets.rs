@@ -32,12 +32,21 @@ pub async fn pin(node: &Node, project: &str, service: &str, features: &[String],
     let (feature_service_version, features) = match (service, features) {
         ("", []) => return Err(Error::invalid("name a `feature_service` or `features`")),
         ("", features) => {
-            let bound = here.resolve(features)?;
+            let bound = here.resolve_served(features)?;
             (0, bound.iter().map(|it| format!("{}@{}:{}", it.view, it.view_version, it.feature)).collect())
         }
-        (service, []) => (here.feature_service(service, None)?.version, Vec::new()),
+        (service, []) => (here.served_feature_service(service)?.version, Vec::new()),
         _ => return Err(Error::invalid("name a `feature_service` or `features`, not both")),
     };
+    let known_us = pin_moment(node, known_us).await?;
+    Ok(Pin { feature_service_version, features, known_us })
+}
+
+/// Fixes a moment for good: `known_us`, or now. No write that comes later is in it, on any shard.
+///
+/// # Errors
+/// `InvalidArgument` for a moment that has not come yet; `Timeout` or `Unavailable` when a shard has no leader.
+pub async fn pin_moment(node: &Node, known_us: Option<i64>) -> Result<i64> {
     let deadline = node.write_deadline();
     let shards = 1..=node.shard_count();
     let rounds = shards.clone().map(|shard| node.cluster.linearizable(shard, deadline));
@@ -46,7 +55,7 @@ pub async fn pin(node: &Node, project: &str, service: &str, features: &[String],
     let reached = shards.clone().map(|shard| node.applied_us(shard)).max().unwrap_or(0).max(now_us());
     let known_us = match known_us {
         Some(asked) if asked > reached => {
-            return Err(Error::invalid("a dataset cannot be pinned to a moment that has not come yet"));
+            return Err(Error::invalid("nothing can be pinned to a moment that has not come yet"));
         }
         Some(asked) => asked,
         None => reached,
@@ -59,5 +68,5 @@ pub async fn pin(node: &Node, project: &str, service: &str, features: &[String],
         node.cluster.propose(shard, Bytes::from(tick.encode_to_vec()), true, deadline)
     });
     futures::future::try_join_all(ticks).await?;
-    Ok(Pin { feature_service_version, features, known_us })
+    Ok(known_us)
 }

@@ -3,7 +3,8 @@
 use crate::clock::now_us;
 use crate::error::{Error, Result};
 use crate::node::Node;
-use arrow_array::RecordBatch;
+use arrow_array::{ArrayRef, BinaryArray, FixedSizeListArray, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow_schema::{DataType, Schema};
 use cairn_proto::command::{EVENT_TIMESTAMP, GetHistoricalFeatures, GetOnlineFeatures, ReadReply};
 use cairn_query::historical::{CreatedCutoff, HistoricalOptions};
 use cairn_query::online::{OnlineBatch, OnlineOptions, ReadAt};
@@ -191,8 +192,8 @@ pub async fn read_plan(
     }
     if rows.num_rows().saturating_mul(plan.views().len()) <= INLINE_LOOKUPS_MAX {
         match plan.read_online(rows, at, node.source.as_ref(), options) {
-            // Slots that move are waited for off this thread.
-            Err(cairn_query::Error::Moving(_)) => {}
+            // What passes is waited for off this thread.
+            Err(error) if error.will_pass() => {}
             done => return Ok(done?.batch),
         }
     }
@@ -232,6 +233,36 @@ fn joined(node: &Node, plan: &FeaturePlan, rows: &RecordBatch, options: Historic
     };
     let parts: Vec<RecordBatch> = parts.iter().map(one).collect::<Result<_>>()?;
     arrow_select::concat::concat_batches(&schema, &parts).map_err(|error| Error::internal(error.to_string()))
+}
+
+/// One row of zeros and empty strings with the columns of a plan: what a new version is tried on.
+///
+/// # Errors
+/// `Internal` when its columns cannot be made.
+pub fn blank_row(plan: &FeaturePlan) -> Result<RecordBatch> {
+    let required = plan.required_columns().len();
+    let output = plan.output_schema(false)?;
+    let fields: Vec<_> = output.fields().iter().skip(required).cloned().collect();
+    let columns = fields.iter().map(|field| blank(field.data_type())).collect::<Result<_>>()?;
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|error| Error::internal(error.to_string()))
+}
+
+fn blank(kind: &DataType) -> Result<ArrayRef> {
+    let text: ArrayRef = match kind {
+        DataType::Utf8 => return Ok(Arc::new(StringArray::from(vec![""]))),
+        DataType::Binary => return Ok(Arc::new(BinaryArray::from_vec(vec![b""]))),
+        DataType::FixedSizeList(item, width) => {
+            let zeros =
+                arrow_cast::cast(&Int32Array::from(vec![0; usize::try_from(*width).unwrap_or(0)]), item.data_type());
+            let zeros = zeros.map_err(|error| Error::internal(error.to_string()))?;
+            let list = FixedSizeListArray::try_new(Arc::clone(item), *width, zeros, None);
+            return list.map(|list| Arc::new(list) as ArrayRef).map_err(|error| Error::internal(error.to_string()));
+        }
+        DataType::List(_) => return Ok(arrow_array::new_null_array(kind, 1)),
+        DataType::Timestamp(_, _) => Arc::new(Int64Array::from(vec![0])),
+        _ => Arc::new(Int32Array::from(vec![0])),
+    };
+    arrow_cast::cast(&text, kind).map_err(|error| Error::internal(error.to_string()))
 }
 
 /// How a join is cut off. Without `known_as_of`: what is known as it starts, so that its batches agree.

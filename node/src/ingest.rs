@@ -91,6 +91,11 @@ impl Target {
         Err(Error::new(ErrorKind::Conflict, message))
     }
 
+    /// Which rows on disk it writes.
+    pub fn storage_id(&self) -> u32 {
+        self.storage_id
+    }
+
     /// The columns a batch brings, in Arrow's types.
     pub fn schema(&self) -> Schema {
         let typed = |field: &record::Field| {
@@ -347,6 +352,11 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// Why the first row that does not fit does not, and how many do not.
+    pub fn rejected(&self) -> Option<(&Rejection, u64)> {
+        self.rejections.first().map(|first| (first, self.rejected))
+    }
+
     fn reject(&mut self, row: usize, reason: &str) {
         self.rejected += 1;
         if self.rejections.len() < REJECTIONS_MAX {

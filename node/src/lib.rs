@@ -7,7 +7,9 @@
 //! - [`ingest`]: rows in; [`features`]: rows out; [`predict`]: keys in, predictions out
 //! - [`meta_write`]: writes to the meta group; [`artifacts`]: model files, on a quorum before they count
 //! - [`datasets`]: moments that no later write can change
+//! - [`backtest`]: model versions over the past, kept as evidence
 //! - [`sql`]: queries, apart from serving
+//! - [`backfill`]: feature views filled from their files
 //! - [`moves`]: slots from one shard to another; [`tiering`]: old history to segments
 //! - [`writes`]: whether this node takes writes; [`metrics`], [`clock`], [`error`]
 //! - [`api`]: the client port
@@ -17,6 +19,8 @@
 
 pub mod api;
 pub mod artifacts;
+pub mod backfill;
+pub mod backtest;
 pub mod clock;
 pub mod config;
 pub mod connections;

@@ -63,6 +63,7 @@ pub struct Metrics {
     online: Histogram,
     predict_rows: AtomicU64,
     predict: Histogram,
+    backtest_rows: AtomicU64,
     connections_refused: AtomicU64,
 }
 
@@ -81,6 +82,11 @@ impl Metrics {
     pub fn predicted(&self, rows: usize, took: Duration) {
         self.predict_rows.fetch_add(rows as u64, Ordering::Relaxed);
         self.predict.record(took);
+    }
+
+    /// A backtest that was recorded.
+    pub fn backtested(&self, rows: u64) {
+        self.backtest_rows.fetch_add(rows, Ordering::Relaxed);
     }
 
     /// A connection that found no place.
@@ -103,6 +109,8 @@ impl Metrics {
         let _ = writeln!(out, "# TYPE cairn_predict_rows_total counter");
         let _ = writeln!(out, "cairn_predict_rows_total {}", self.predict_rows.load(Ordering::Relaxed));
         self.predict.print("cairn_predict_duration_seconds", &mut out);
+        let backtested = self.backtest_rows.load(Ordering::Relaxed);
+        let _ = writeln!(out, "# TYPE cairn_backtest_rows_total counter\ncairn_backtest_rows_total {backtested}");
         let refused = self.connections_refused.load(Ordering::Relaxed);
         let _ =
             writeln!(out, "# TYPE cairn_connections_refused_total counter\ncairn_connections_refused_total {refused}");
@@ -150,6 +158,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.online_read(3, Duration::from_micros(80));
         metrics.online_read(2, Duration::from_secs(9));
+        metrics.backtested(11);
         let snapshots = cairn_consensus::Received { sent: 5, kept: 7 };
         let consensus = Consensus {
             groups: vec![(0, 7, true)],
@@ -163,6 +172,7 @@ mod tests {
         assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"0.0001\"} 1"), "{text}");
         assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"1\"} 1"), "{text}");
         assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"+Inf\"} 2"), "{text}");
+        assert!(text.contains("\ncairn_backtest_rows_total 11\n"), "{text}");
         assert!(text.contains("cairn_raft_applied_index{group=\"0\"} 7"), "{text}");
         assert!(text.contains("cairn_raft_audits_total{outcome=\"equal\"} 3"), "{text}");
         assert!(text.contains("cairn_peer_requests_refused_total 2"), "{text}");

@@ -1,6 +1,7 @@
 //! Everything a request needs, in one place: the groups of this node, what they hold, and the limits on their use.
 
 use crate::artifacts;
+use crate::backfill::Backfills;
 use crate::config::NodeConfig;
 use crate::error::{Error, Result};
 use crate::features::PlanCache;
@@ -32,6 +33,10 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_MAX: usize = 4_096;
 /// Historical joins running side by side; more wait their turn.
 const JOINS_MAX: usize = 2;
+/// Backtests running side by side, each of which holds the rows it has scored; more wait their turn.
+const BACKTESTS_MAX: usize = 2;
+/// How long a backtest waits for its turn.
+const BACKTEST_TURN_MAX: Duration = Duration::from_secs(30);
 
 pub struct Node {
     pub config: NodeConfig,
@@ -49,6 +54,7 @@ pub struct Node {
     pub blobs: Arc<BlobStore>,
     pub executor: Executor,
     pub sql: Sql,
+    pub backfills: Backfills,
     /// Held while a model is loaded, so that two requests for the same one load it once.
     pub loading: tokio::sync::Mutex<()>,
     pub plans: PlanCache,
@@ -56,6 +62,7 @@ pub struct Node {
     pub metrics: Metrics,
     pub streams: Arc<Semaphore>,
     pub joins: Arc<Semaphore>,
+    pub backtests: Arc<Semaphore>,
     /// Cancelled when the node is told to stop: open streams end at their next pause.
     pub stopping: CancellationToken,
 }
@@ -73,6 +80,10 @@ impl Node {
 
     pub fn new_joins() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(JOINS_MAX))
+    }
+
+    pub fn new_backtests() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(BACKTESTS_MAX))
     }
 
     pub fn shard_count(&self) -> u32 {
@@ -127,6 +138,20 @@ impl Node {
             _ => Err(Error::new(
                 ErrorKind::Overloaded,
                 format!("{JOINS_MAX} historical joins are running; try again later"),
+            )),
+        }
+    }
+
+    /// A place for one more backtest, waiting for it if need be.
+    ///
+    /// # Errors
+    /// `Overloaded` when none came free in time.
+    pub async fn admit_backtest(&self) -> Result<OwnedSemaphorePermit> {
+        match tokio::time::timeout(BACKTEST_TURN_MAX, Arc::clone(&self.backtests).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Error::new(
+                ErrorKind::Overloaded,
+                format!("{BACKTESTS_MAX} backtests are running; try again later or use another node"),
             )),
         }
     }

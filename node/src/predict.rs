@@ -124,7 +124,10 @@ fn beside(values: &RecordBatch, answer: &RecordBatch) -> Result<RecordBatch> {
 }
 
 /// The model of a version, from the cache or from its artifact.
-async fn load(node: &Arc<Node>, version: &record::ModelVersion) -> Result<Arc<Model>> {
+///
+/// # Errors
+/// `Corrupt` when its artifact fails its checksum; what the executor says of the bytes.
+pub async fn load(node: &Arc<Node>, version: &record::ModelVersion) -> Result<Arc<Model>> {
     let artifact = version.artifact.as_ref();
     let root: [u8; 32] = artifact.and_then(|artifact| artifact.root.as_ref().try_into().ok()).ok_or_else(|| {
         Error::internal(format!("model version `{}@{}` names no artifact", version.model, version.version))

@@ -1,6 +1,7 @@
 //! From configuration to a running node, and back to a clean stop.
 
 use crate::api;
+use crate::backfill::Backfills;
 use crate::clock::now_us;
 use crate::config::NodeConfig;
 use crate::connections::Connections;
@@ -64,6 +65,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     let moves = tokio::spawn(crate::moves::drive(Arc::clone(&node)));
     let tiering = tokio::spawn(crate::tiering::drive(Arc::clone(&node)));
     let segments = tokio::spawn(crate::tiering::keep_segments(Arc::clone(&node)));
+    let jobs = tokio::spawn(crate::backfill::drive(Arc::clone(&node)));
     // Printed on its own, so that scripts and people can wait for it.
     println!("cairnd ready: clients {} peers {}", node.client_address, node.peer_address);
 
@@ -97,6 +99,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()> + Send) 
     moves.abort();
     tiering.abort();
     segments.abort();
+    jobs.abort();
     if outcome.is_ok() {
         tracing::info!("stopping");
         connections.drain().await;
@@ -172,7 +175,9 @@ async fn start(
     let moved = Node::watch_moves(&shards);
     let executor = cairn_executor::Options { threads: config.executor_threads, ..Default::default() };
     let executor = Executor::new(executor).map_err(|error| Error::Stopped(format!("executor threads: {error}")))?;
-    let sql = Sql::new(&config.data_dir, config.sql).map_err(|error| Error::Stopped(error.to_string()))?;
+    let sql = Sql::new(&config.data_dir, config.sql, Arc::clone(&meta));
+    let sql = sql.map_err(|error| Error::Stopped(error.to_string()))?;
+    let backfills = Backfills::new(&config.data_dir).map_err(|error| Error::Stopped(error.to_string()))?;
     Ok(Arc::new(Node {
         client_address,
         peer_address,
@@ -184,6 +189,7 @@ async fn start(
         blobs,
         executor,
         sql,
+        backfills,
         loading: tokio::sync::Mutex::new(()),
         plans: PlanCache::default(),
         writes,
@@ -191,6 +197,7 @@ async fn start(
         streams: Node::new_streams(),
         stopping: CancellationToken::new(),
         joins: Node::new_joins(),
+        backtests: Node::new_backtests(),
         config,
     }))
 }
@@ -209,6 +216,8 @@ fn service(node: &Arc<Node>) -> axum::Router {
     let definitions = api::definitions::Definitions { node: Arc::clone(node) };
     let registry = api::registry::Registry { node: Arc::clone(node) };
     let datasets = api::datasets::Datasets { node: Arc::clone(node) };
+    let jobs = api::jobs::Jobs { node: Arc::clone(node) };
+    let backtests = api::backtests::Backtests { node: Arc::clone(node) };
     let artifacts = api::artifacts::Artifacts { node: Arc::clone(node) };
     let cluster = api::cluster::ClusterService { node: Arc::clone(node) };
     let limit = MESSAGE_BYTES_MAX;
@@ -216,6 +225,8 @@ fn service(node: &Arc<Node>) -> axum::Router {
         .add_service(wire::definitions_server::DefinitionsServer::new(definitions).max_decoding_message_size(limit))
         .add_service(wire::registry_server::RegistryServer::new(registry))
         .add_service(wire::datasets_server::DatasetsServer::new(datasets))
+        .add_service(wire::jobs_server::JobsServer::new(jobs))
+        .add_service(wire::backtests_server::BacktestsServer::new(backtests))
         .add_service(wire::artifacts_server::ArtifactsServer::new(artifacts).max_decoding_message_size(limit))
         .add_service(wire::cluster_server::ClusterServer::new(cluster));
     api::http::router(Arc::clone(node)).merge(grpc.into_axum_router().reset_fallback()).fallback(api::http::unknown)

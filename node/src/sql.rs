@@ -7,7 +7,8 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use cairn_proto::ErrorKind;
 use cairn_proto::command::{Level, Read};
-use cairn_query::sql::{Query, SqlEngine, SqlLimits, TABLES_MAX};
+use cairn_query::sql::{Aggregate, Aggregated, Query, SqlEngine, SqlLimits, TABLES_MAX};
+use cairn_storage::meta::Meta;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
@@ -55,7 +56,7 @@ impl Sql {
     ///
     /// # Errors
     /// `Internal` when the folder or the threads cannot be had.
-    pub fn new(data_dir: &Path, config: SqlConfig) -> Result<Self> {
+    pub fn new(data_dir: &Path, config: SqlConfig, meta: Arc<Meta>) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         // Half of the cores, so that the others serve.
         let threads = (cores / 2).clamp(1, THREADS_MAX);
@@ -65,7 +66,7 @@ impl Sql {
             spill_dir: data_dir.join("sql-spill"),
             partitions: threads,
         };
-        let engine = Arc::new(SqlEngine::new(&limits)?);
+        let engine = Arc::new(SqlEngine::new(&limits)?.with_meta(meta));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .thread_name("sql")
             .worker_threads(threads)
@@ -116,6 +117,21 @@ pub async fn describe(node: &Arc<Node>, sql: &str, project: &str) -> Result<Sche
     let _turn = node.sql.turn().await?;
     let planned = plan(node, sql, project).await?;
     Ok(planned.schema())
+}
+
+/// Aggregates of rows at hand, with the limits of a query; see [`SqlEngine::aggregate`].
+///
+/// # Errors
+/// As [`SqlEngine::aggregate`]; `Overloaded`, `Timeout`.
+pub async fn aggregate(
+    node: &Arc<Node>,
+    aggregates: Vec<Aggregate>,
+    schema: SchemaRef,
+    rows: Vec<RecordBatch>,
+) -> Result<Aggregated> {
+    let _turn = node.sql.turn().await?;
+    let engine = Arc::clone(&node.sql.engine);
+    node.sql.apart(async move { Ok(engine.aggregate(&aggregates, &schema, &rows).await?) }).await
 }
 
 async fn plan(node: &Arc<Node>, sql: &str, project: &str) -> Result<Query> {

@@ -162,7 +162,7 @@ async fn extract(
             None => Ok((None, next)),
         })
     });
-    let stored = artifacts::store(node, stream, None, None).await;
+    let stored = artifacts::store(node, stream, None, None, STEP_TIMEOUT).await;
     let written = writing.await.map_err(|error| Error::internal(format!("a worker stopped: {error}")))?;
     let (written, next) = written?;
     let Some(extract) = written else { return Ok(next) };

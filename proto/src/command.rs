@@ -22,6 +22,8 @@ pub enum Command {
     GetHistoricalFeatures(GetHistoricalFeatures),
     /// `DoExchange`: entity rows up, predictions down.
     Predict(Predict),
+    /// `DoExchange`: a spine with labels up; model versions are scored over it, and how they did is kept.
+    Backtest(Box<Backtest>),
 }
 
 impl Command {
@@ -232,6 +234,89 @@ pub struct Predict {
     /// `DoGet` only: the entity rows, `{"driver_id": [1, 2]}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entities: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// Model versions over a past interval: each row of the uploaded spine with the features known at its own time, all models at
+/// one moment of commit time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backtest {
+    #[serde(default = "default_project")]
+    pub project: String,
+    pub models: Vec<BacktestModel>,
+    /// Event time of the first row that counts …
+    pub from: Timestamp,
+    /// … and of the first one after it that does not.
+    pub to: Timestamp,
+    /// Length of a window, microseconds. Windows begin at `from`; the last one ends at `to`. Absent = one window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_us: Option<i64>,
+    /// Spine column with what really happened: true or false, or a number.
+    pub label: String,
+    /// Leaves out rows without a label, and counts them, instead of refusing them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip_null_labels: bool,
+    /// Spine column with the time of each row.
+    #[serde(default = "default_event_timestamp")]
+    pub event_timestamp: String,
+    /// Root of the artifact that holds the spine, so that others can do it again.
+    pub spine_root: String,
+    /// Its name, whose end tells the format.
+    pub spine_file: String,
+    /// Only what was committed by then; absent = now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_as_of: Option<Timestamp>,
+    /// Metrics beyond those that are always there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<BacktestMetric>,
+    /// Also sends back the rows that were scored, each with one column of scores a model, named `model@version`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub predictions: bool,
+    /// Who asks, for those who read the evidence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub author: String,
+    /// What for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+}
+
+/// One of the models of a backtest, with `version` or `alias`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BacktestModel {
+    pub model: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// Output that holds the score; absent = the only one that can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// Where the output has several values a row: the class whose value is the score, by its label, or by its number
+    /// from 0 where the model names none. Absent = the positive one of two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+}
+
+/// A SQL aggregate over the columns `label`, `prediction` and those of the spine, such as `avg(abs(label - prediction))`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BacktestMetric {
+    pub name: String,
+    pub sql: String,
+}
+
+/// What a backtest says while it goes on (`app_metadata`, JSON): how far it is, and at the end what it is kept as.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BacktestReply {
+    /// Of the spine: scored or left out.
+    pub rows_done: u64,
+    /// Id of the evidence, once there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backtest: Option<u64>,
+    /// Sees the evidence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub token: String,
 }
 
 /// What a read reply says of itself (`app_metadata`, JSON), one entry a shard.

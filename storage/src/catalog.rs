@@ -1,7 +1,7 @@
 //! What the meta group knows, in memory: cluster, nodes, projects with their definitions and models.
 //!
-//! In reading order: `project` (definitions and models of one project), `reference` (`view@3:feature`),
-//! `near` ("did you mean").
+//! In reading order: `project` (definitions and models of one project), `served` (which of their versions readers get),
+//! `reference` (`view@3:feature`), `near` ("did you mean").
 //!
 //! Always true:
 //! - a [`Catalog`] never changes: apply makes a new one that shares what did not change
@@ -10,16 +10,18 @@
 
 mod project;
 mod reference;
+mod served;
 #[cfg(test)]
 mod tests;
 
 pub use project::{DefinitionKind, Project, RegisteredModel, Versioned};
 pub use reference::Reference;
 
+use crate::meta::JOBS_MAX;
 use crate::meta::Row;
 use crate::{Error, Result};
 use cairn_proto::SLOTS;
-use cairn_proto::record::v1::{ClusterInfo, Node, NodeState};
+use cairn_proto::record::v1::{ClusterInfo, Job, Node, NodeState};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -31,6 +33,7 @@ pub struct Catalog {
     projects: Arc<BTreeMap<String, Arc<Project>>>,
     /// Greatest storage id given out.
     storage_ids: u32,
+    jobs: Arc<BTreeMap<u64, Arc<Job>>>,
 }
 
 impl Catalog {
@@ -120,6 +123,29 @@ impl Catalog {
         self.storage_ids
     }
 
+    /// Jobs, oldest first: all that have not ended, and the last of those that have.
+    pub fn jobs(&self) -> impl DoubleEndedIterator<Item = &Arc<Job>> {
+        self.jobs.values()
+    }
+
+    /// # Errors
+    /// `NotFound`.
+    pub fn job(&self, id: u64) -> Result<&Arc<Job>> {
+        self.jobs.get(&id).ok_or_else(|| {
+            Error::NotFound(format!("job {id} not found; `cairn jobs` lists them, the last {JOBS_MAX} are kept"))
+        })
+    }
+
+    /// Lets go of the oldest job that has ended, where there are too many: its id.
+    pub(crate) fn forget_job(&mut self) -> Option<u64> {
+        if self.jobs.len() <= JOBS_MAX {
+            return None;
+        }
+        let id = self.jobs.values().find(|job| job.ended_us != 0)?.id;
+        Arc::make_mut(&mut self.jobs).remove(&id);
+        Some(id)
+    }
+
     /// Takes a row in. Rows this view does not keep (history, lineage, requests) change nothing.
     ///
     /// # Errors
@@ -140,13 +166,20 @@ impl Catalog {
             }
             Row::ModelVersion(version) => self.project_mut(&version.project)?.take_model_version(version)?,
             Row::Alias(moved) => self.project_mut(&moved.project)?.take_alias(moved)?,
+            Row::Job(job) => {
+                Arc::make_mut(&mut self.jobs).insert(job.id, Arc::new(Job::clone(job)));
+            }
+            Row::Filled(filled) => self.project_mut(&filled.project)?.take_filled(filled.storage_id),
             Row::AliasHistory(_)
             | Row::LineageDown(_)
             | Row::LineageUp(_)
             | Row::Request { .. }
             | Row::RequestSlot { .. }
             | Row::Counters(_)
-            | Row::Dataset(_) => {}
+            | Row::Dataset(_)
+            | Row::Backtest(_)
+            | Row::BacktestWindows(_)
+            | Row::BacktestOf(_) => {}
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! - `CAIRND` is the server's binary, when it is not built beside this program
 //!
 //! Always true: the demo fails, and says why, when a row is lost, when features read online differ in any bit from the
-//! training set's, or when a served model's December AUC is not the one training measured.
+//! training set's, or when a served model's December AUC, or a backtest's AUC or log loss, is not what training measured.
 
 mod flights;
 mod serving;
@@ -83,6 +83,7 @@ async fn demo(cluster: &mut LocalCluster) -> Result<()> {
     read_online(&client, &training_set, &metrics.features, &token).await?;
     let versions = serving::register(&client, &metrics).await?;
     let read = serving::predict_all(&client, &december, &versions, &metrics, &token).await?;
+    serving::backtest(&client, &december, &versions, &metrics).await?;
     serving::lineage(&client, &read).await
 }
 

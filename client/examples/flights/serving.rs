@@ -2,13 +2,16 @@
 
 use crate::{NAME, PROJECT, Result, Step, flights};
 use arrow_array::RecordBatch;
-use cairn_client::command::{Predict, ReadReply};
+use arrow_array::cast::AsArray;
+use arrow_array::types::TimestampMicrosecondType;
+use cairn_client::command::{Backtest, BacktestModel, Predict, ReadReply};
 use cairn_client::registry::{Direction, Expected, Promotion};
-use cairn_client::{Client, api, read};
+use cairn_client::{Client, Timestamp, api, read};
 use indicatif::HumanCount;
 
 const MODELS: [&str; 2] = ["delay_trees", "delay_mlp"];
 const PREDICT_ROWS: usize = 1_000;
+const WEEK_US: i64 = 7 * 86_400_000_000;
 /// onnxruntime and Cairn may round a score differently; two flights that swap places move the AUC by about 1e-8.
 const AUC_TOLERANCE: f64 = 1e-5;
 
@@ -132,6 +135,69 @@ async fn predict(client: &Client, ask: Predict, rows: &RecordBatch) -> Result<(V
         said = read;
     }
     Ok((scores, said))
+}
+
+/// December week by week on the node itself: it joins, scores and measures, and keeps what came out as evidence. The numbers
+/// must be those that training measured.
+pub async fn backtest(
+    client: &Client,
+    december: &RecordBatch,
+    versions: &[Version],
+    metrics: &flights::Metrics,
+) -> Result<()> {
+    let step = Step::new("backtest");
+    let file = flights::folder().join("data/flights.parquet");
+    let spine = client.upload_file(&file, None).await?;
+    let times = flights::column(december, "event_timestamp")?.as_primitive::<TimestampMicrosecondType>().values();
+    let (first, last) = (times.iter().min().ok_or("no flights")?, times.iter().max().ok_or("no flights")?);
+    let models = versions.iter().map(|version| BacktestModel {
+        model: NAME.into(),
+        version: Some(version.number),
+        ..BacktestModel::default()
+    });
+    let ask = Backtest {
+        project: PROJECT.into(),
+        models: models.collect(),
+        from: Timestamp(*first),
+        to: Timestamp(last + 1),
+        window_us: Some(WEEK_US),
+        label: "late".into(),
+        skip_null_labels: false,
+        event_timestamp: "event_timestamp".into(),
+        spine_root: spine.root,
+        spine_file: "flights.parquet".into(),
+        known_as_of: None,
+        metrics: Vec::new(),
+        predictions: false,
+        author: "demo".into(),
+        description: "December, which no version was trained on".into(),
+    };
+    let rows = futures::stream::iter([Ok(december.clone())]);
+    let mut running = client.run_backtest(ask, december.schema(), rows).await?;
+    while running.next().await?.is_some() {}
+    let id = running.backtest().ok_or("the node did not say what the backtest is kept as")?;
+    let kept = client.backtest(PROJECT, id).await?;
+    for (model, version) in kept.models.iter().zip(versions) {
+        let overall = model.overall.clone().unwrap_or_default();
+        let trained =
+            metrics.models.get(version.file).cloned().unwrap_or(flights::Measured { auc: 2.0, log_loss: 0.0 });
+        let found = (overall.auc.unwrap_or(f64::NAN), overall.log_loss.unwrap_or(f64::NAN));
+        let close = |one: f64, other: f64| (one - other).abs() <= AUC_TOLERANCE;
+        if !close(found.0, trained.auc) || !close(found.1, trained.log_loss) {
+            return Err(format!(
+                "{} has AUC and log loss {found:?} in backtest {id}, and {:?} when it was trained",
+                version.file,
+                (trained.auc, trained.log_loss)
+            )
+            .into());
+        }
+    }
+    let weeks = kept.models.first().map_or(0, |model| model.windows.len());
+    step.done(&format!(
+        "{} flights with both versions in {weeks} weeks: AUC and log loss as trained; kept as backtest {id}",
+        HumanCount(kept.rows)
+    ));
+    Ok(())
 }
 
 fn share(late: &[bool]) -> f64 {

@@ -1,5 +1,9 @@
 //! What may be typed after `cairn`.
 
+mod backtest;
+
+pub use backtest::{BacktestArgs, BacktestCommand, BacktestRunArgs, PlotArgs};
+
 use cairn_client::Timestamp;
 use cairn_client::registry::{Expected, VersionOf};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -59,6 +63,14 @@ pub enum Command {
     Ingest(IngestArgs),
     /// Delete entities of a feature view as of a time; reads as of before still see them.
     Delete(DeleteArgs),
+    /// Fill a feature view from the files of its definition, over a past interval. Ctrl-C leaves the job going on.
+    #[command(after_help = SOURCE)]
+    Backfill(BackfillArgs),
+    /// Long work of the cluster: list it, follow, pause, resume and cancel it.
+    Jobs {
+        #[command(subcommand)]
+        command: Option<JobsCommand>,
+    },
     /// Read online features by entity key.
     Get(GetArgs),
     /// Build a training set: join a spine with the features known at each row's time.
@@ -66,6 +78,8 @@ pub enum Command {
     /// Training sets that can be made again, byte for byte.
     #[command(subcommand)]
     Dataset(DatasetCommand),
+    /// Measure model versions over the past: features as known at each row's own time, metrics by window, kept as evidence.
+    Backtest(BacktestArgs),
     /// Query features, their history and the registry with SQL. Nothing can be written.
     Sql(SqlArgs),
     /// List history that went to Parquet files (a view's `hot_window` sends it there), or fetch the files.
@@ -83,6 +97,11 @@ pub enum Command {
     #[command(subcommand, after_help = ADD_A_NODE)]
     Cluster(ClusterCommand),
 }
+
+const SOURCE: &str = "\
+The definition of the view names the files, a file, a folder or a pattern that every node can read, and perhaps SQL over them:
+  source: {path: /data/rides/*.parquet, sql: 'select id as driver_id, at as event_timestamp, rating from source'}
+Without SQL the files have the view's columns; `event_timestamp: COL` names the one with the event time.";
 
 const ADD_A_NODE: &str = "\
 A node adds itself when it starts: `cairnd --join HOST:PEERPORT` with the peer address of any node and an empty data directory.
@@ -180,6 +199,41 @@ pub struct DeleteArgs {
     pub file: PathBuf,
     #[command(flatten)]
     pub load: LoadArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct BackfillArgs {
+    /// Feature view to fill, whose `source` names files.
+    pub view: String,
+    /// First event time (RFC 3339, or microseconds since 1970).
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub from: Timestamp,
+    /// The event time to end before.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub to: Timestamp,
+    /// Event time of one chunk, such as `1d` or `6h`. Default: as the size of the files suggests.
+    #[arg(long = "chunk", value_name = "DURATION", value_parser = duration)]
+    pub chunk_us: Option<i64>,
+    /// Return once the job has begun.
+    #[arg(long)]
+    pub detach: bool,
+    /// Who begins it.
+    #[arg(long, env = "USER", default_value = "", hide_env_values = true)]
+    pub author: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum JobsCommand {
+    /// Show a job.
+    Show { id: u64 },
+    /// Follow a job until it ends.
+    Watch { id: u64 },
+    /// Stop a job for a while; what it has done stays done.
+    Pause { id: u64 },
+    /// Let a paused job go on where it stopped.
+    Resume { id: u64 },
+    /// Give a job up; rows that it stored stay.
+    Cancel { id: u64 },
 }
 
 /// How a file is loaded.
@@ -486,6 +540,23 @@ pub struct ModelRef {
 
 fn time(text: &str) -> Result<Timestamp, String> {
     Timestamp::parse(text).map_err(|error| error.to_string())
+}
+
+/// `1d`, `6h`, `90s`: microseconds.
+fn duration(text: &str) -> Result<i64, String> {
+    let bad = || format!("`{text}` is no duration; write a number with s, m, h, d or w, such as `1d`");
+    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+    let (number, unit) = text.split_at(split);
+    let unit_s = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        "w" => 604_800,
+        _ => return Err(bad()),
+    };
+    let us = number.parse::<i64>().ok().and_then(|number| number.checked_mul(unit_s * 1_000_000));
+    us.filter(|us| *us > 0).ok_or_else(bad)
 }
 
 fn pair(text: &str) -> Result<(&str, &str), String> {

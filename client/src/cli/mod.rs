@@ -7,15 +7,18 @@
 //! names do not change within a major version.
 
 pub mod args;
+mod backtest;
 mod cluster;
 mod dataset;
 mod definitions;
 mod failure;
 mod ingest;
+mod jobs;
 mod join;
 mod lineage;
 mod model;
 mod output;
+mod plot;
 mod progress;
 mod read;
 mod segments;
@@ -35,8 +38,11 @@ pub async fn run(args: Args) -> Outcome {
         Command::Definitions => definitions::list(&session).await,
         Command::Ingest(args) => ingest::load(&session, ingest::Load::rows(args)).await,
         Command::Delete(args) => ingest::load(&session, ingest::Load::deletions(args)).await,
+        Command::Backfill(args) => jobs::backfill(&session, args).await,
+        Command::Jobs { command } => jobs::jobs(&session, command).await,
         Command::Get(args) => read::get(&session, args).await,
         Command::Dataset(command) => dataset::dataset(&session, command).await,
+        Command::Backtest(args) => backtest::backtest(&session, args).await,
         Command::Join(args) => join::join(&session, args).await,
         Command::Segments(args) => segments::segments(&session, args).await,
         Command::Sql(args) => sql::sql(&session, args).await,

@@ -13,6 +13,9 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+/// Of a version, the newest.
+const BACKTESTS_SHOWN: u32 = 5;
+
 pub async fn run(session: &Session, command: ModelCommand) -> Outcome {
     match command {
         ModelCommand::Register(args) => register(session, args).await,
@@ -103,8 +106,26 @@ async fn list(session: &Session) -> Outcome {
 async fn show(session: &Session, asked: &ModelRef) -> Outcome {
     if asked.which.is_some() {
         let version = version_of(session, asked).await?;
-        let text = || format!("{}@{}\n{}", version.model, version.version, version_text(&version));
-        return output::answer(session.global.output, text, || version_json(&version));
+        let (name, number) = (version.model.as_str(), version.version);
+        let found = session.client.backtests(session.project(), name, number, BACKTESTS_SHOWN).await;
+        let backtests = match found {
+            Ok(found) => found.backtests,
+            // A node that keeps none.
+            Err(error) if error.kind() == ErrorKind::Unsupported => Vec::new(),
+            Err(error) => return Err(unknown(error)),
+        };
+        let text = || {
+            let backtests = super::backtest::of_version(&backtests, name, number);
+            format!("{name}@{number}\n{}{backtests}", version_text(&version))
+        };
+        let json = || {
+            let mut value = version_json(&version);
+            if let Some(fields) = value.as_object_mut() {
+                fields.insert("backtests".to_owned(), backtests.iter().map(|it| it.id).collect());
+            }
+            value
+        };
+        return output::answer(session.global.output, text, json);
     }
     let model = session.client.model(session.project(), &asked.name).await.map_err(unknown)?;
     output::answer(session.global.output, || model_text(&model), || model_json(&model))

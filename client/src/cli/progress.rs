@@ -14,6 +14,7 @@ const QUIET: Duration = Duration::from_secs(5);
 pub enum Unit {
     Rows,
     Bytes,
+    Chunks,
 }
 
 /// How far some work is.
@@ -32,6 +33,7 @@ impl Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let template = match unit {
                 Unit::Rows => "{msg} {bar:30} {human_pos}/{human_len} rows  {per_sec}  ETA {eta}",
+                Unit::Chunks => "{msg} {bar:30} {human_pos}/{human_len} chunks  ETA {eta}",
                 Unit::Bytes => "{msg} {bar:30} {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}",
             };
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -44,14 +46,23 @@ impl Progress {
 
     /// Says how much is done by now.
     pub fn at(&self, done: u64) {
+        self.at_with(done, "");
+    }
+
+    /// As [`Self::at`], with something more to say of it.
+    pub fn at_with(&self, done: u64, more: &str) {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
+            if !more.is_empty() {
+                bar.set_message(format!("{}: {more}", self.verb));
+            }
             return;
         }
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.elapsed() >= QUIET {
             *said = Instant::now();
-            eprintln!("{}", line(self.verb, self.unit, done, self.total, self.started.elapsed()));
+            let line = line(self.verb, self.unit, done, self.total, self.started.elapsed());
+            eprintln!("{line}{}{more}", if more.is_empty() { "" } else { ", " });
         }
     }
 
@@ -76,11 +87,18 @@ impl Drop for Progress {
 
 fn line(verb: &str, unit: Unit, done: u64, total: u64, elapsed: Duration) -> String {
     let amount = |count: u64| match unit {
-        Unit::Rows => HumanCount(count).to_string(),
+        Unit::Rows | Unit::Chunks => HumanCount(count).to_string(),
         Unit::Bytes => BinaryBytes(count).to_string(),
     };
-    let noun = if unit == Unit::Rows { " rows" } else { "" };
+    let noun = match unit {
+        Unit::Rows => " rows",
+        Unit::Chunks => " chunks",
+        Unit::Bytes => "",
+    };
     let percent = (done.min(total) * 100).checked_div(total).unwrap_or(100);
+    if unit == Unit::Chunks {
+        return format!("{verb}: {} of {}{noun} ({percent} %)", amount(done), amount(total));
+    }
     let rate = amount(per_second(done, elapsed));
     format!("{verb}: {} of {}{noun} ({percent} %), {rate}{noun}/s", amount(done), amount(total))
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::retry::Repeat;
 use arrow_array::RecordBatch;
 use arrow_flight::FlightData;
-use arrow_flight::decode::DecodedPayload;
+use arrow_flight::decode::{DecodedFlightData, DecodedPayload};
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -27,10 +27,69 @@ const _: () = assert!(UPLOADS_WAITING < IN_FLIGHT_MAX);
 /// Record batches of a reply as they come. Rows stand in spine order.
 pub struct RecordStream {
     schema: SchemaRef,
-    replies: Replies,
+    answers: Answers,
     read: ReadReply,
+}
+
+/// What comes back while a spine goes up.
+pub(super) struct Answers {
+    replies: Replies,
     upload: Arc<Mutex<Option<Error>>>,
     ended: bool,
+}
+
+/// Sends a spine, and returns once the node knows the columns of the answer.
+pub(super) async fn open(
+    client: &Client,
+    command: Command,
+    schema: &SchemaRef,
+    spine: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
+) -> Result<(SchemaRef, Answers)> {
+    let node = client.node().clone();
+    let (uploads, upload) = upload(Encoder::new(schema), command, spine);
+    let opened = async {
+        let opened = flight(&node).do_exchange(ReceiverStream::new(uploads)).await;
+        let opened = opened.map_err(|status| Error::of_status(&node.address, &status))?;
+        let mut replies = Replies::new(node.clone(), opened.into_inner());
+        loop {
+            let Some(message) = replies.next().await else {
+                let reason = "the node ended the stream before the first answer".to_owned();
+                return Err(Error::Interrupted { address: node.address.clone(), reason });
+            };
+            if let DecodedPayload::Schema(schema) = message?.payload {
+                return Ok((schema, replies));
+            }
+        }
+    };
+    let outcome = opened.await;
+    client.note(&node, outcome.as_ref().err());
+    // Trouble on this side is the better explanation of whatever the node made of it.
+    match (outcome, take(&upload)) {
+        (_, Some(error)) | (Err(error), None) => Err(error),
+        (Ok((schema, replies)), None) => Ok((schema, Answers { replies, upload, ended: false })),
+    }
+}
+
+impl Answers {
+    /// The node that answers.
+    pub(super) fn address(&self) -> &str {
+        &self.replies.node().address
+    }
+
+    /// The next message; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<DecodedFlightData>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let message = self.replies.next().await;
+        let outcome = match (message, take(&self.upload)) {
+            (_, Some(error)) | (Some(Err(error)), None) => Err(error),
+            (Some(Ok(message)), None) => return Ok(Some(message)),
+            (None, None) => Ok(None),
+        };
+        self.ended = true;
+        outcome
+    }
 }
 
 impl Client {
@@ -47,31 +106,8 @@ impl Client {
         schema: SchemaRef,
         spine: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
     ) -> Result<RecordStream> {
-        let node = self.node().clone();
-        let (uploads, upload) = upload(Encoder::new(&schema), Command::GetHistoricalFeatures(ask), spine);
-        let opened = async {
-            let opened = flight(&node).do_exchange(ReceiverStream::new(uploads)).await;
-            let opened = opened.map_err(|status| Error::of_status(&node.address, &status))?;
-            let mut replies = Replies::new(node.clone(), opened.into_inner());
-            loop {
-                let Some(message) = replies.next().await else {
-                    let reason = "the node ended the stream before the first answer".to_owned();
-                    return Err(Error::Interrupted { address: node.address.clone(), reason });
-                };
-                if let DecodedPayload::Schema(schema) = message?.payload {
-                    return Ok((schema, replies));
-                }
-            }
-        };
-        let outcome = opened.await;
-        self.note(&node, outcome.as_ref().err());
-        // Trouble on this side is the better explanation of whatever the node made of it.
-        match (outcome, take(&upload)) {
-            (_, Some(error)) | (Err(error), None) => Err(error),
-            (Ok((schema, replies)), None) => {
-                Ok(RecordStream { schema, replies, read: ReadReply::default(), upload, ended: false })
-            }
-        }
+        let (schema, answers) = open(self, Command::GetHistoricalFeatures(ask), &schema, spine).await?;
+        Ok(RecordStream { schema, answers, read: ReadReply::default() })
     }
 
     /// As [`Client::historical_features`] for a spine held in memory; collects the training set, repeating the whole
@@ -117,34 +153,16 @@ impl RecordStream {
     /// # Errors
     /// The node's refusal, a lost connection, or what went wrong while the spine was read.
     pub async fn next(&mut self) -> Result<Option<RecordBatch>> {
-        if self.ended {
-            return Ok(None);
-        }
-        loop {
-            let message = self.replies.next().await;
-            if let Some(error) = take(&self.upload) {
-                self.ended = true;
-                return Err(error);
-            }
-            let message = match message {
-                Some(Ok(message)) => message,
-                Some(Err(error)) => {
-                    self.ended = true;
-                    return Err(error);
-                }
-                None => {
-                    self.ended = true;
-                    return Ok(None);
-                }
-            };
+        while let Some(message) = self.answers.next().await? {
             let metadata = message.app_metadata();
             if !metadata.is_empty() {
-                self.read = read_reply(&self.replies.node().address, &metadata)?;
+                self.read = read_reply(self.answers.address(), &metadata)?;
             }
             if let DecodedPayload::RecordBatch(rows) = message.payload {
                 return Ok(Some(rows));
             }
         }
+        Ok(None)
     }
 
     async fn collect_all(mut self) -> Result<(Vec<RecordBatch>, ReadReply)> {

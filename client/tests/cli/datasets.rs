@@ -146,7 +146,7 @@ async fn what_cannot_be_a_dataset_is_said() -> TestResult {
     cli.check(
         "dataset create june eta spine.csv -o x.csv --known-as-of 2999-01-01T00:00:00Z",
         expect![[r#"
-        ! error: a dataset cannot be pinned to a moment that has not come yet
+        ! error: nothing can be pinned to a moment that has not come yet
         exit 2
     "#]],
     )

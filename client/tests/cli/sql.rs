@@ -86,5 +86,14 @@ async fn queries_are_answered_shown_and_kept() -> TestResult {
     assert_eq!(document["row_count"], 2);
     assert_eq!(document["columns"], serde_json::json!(["driver_id", "rating", "trips"]));
     assert_eq!(document["rows"][0]["trips"], 4);
+    cli.check(
+        "segments --view stats",
+        expect![[r#"
+        no history is in segments; a feature view's `hot_window` sends it there
+    "#]],
+    )
+    .await?;
+    let document: serde_json::Value = serde_json::from_str(&cli.run("segments --output json").await?.out)?;
+    assert_eq!(document, serde_json::json!({"files": [], "segments": []}));
     cli.end().await
 }

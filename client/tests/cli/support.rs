@@ -146,7 +146,7 @@ impl Cli {
     }
 
     /// The same text in every run: no ports, folders, log positions, speeds, nor the time of day.
-    fn steady(&self, text: &str) -> String {
+    pub fn steady(&self, text: &str) -> String {
         let text = text.replace(&self.cluster.addresses(), "NODE");
         let text = text.replace(&self.folder().display().to_string(), "FOLDER");
         text.lines().map(|line| self.steady_line(line) + "\n").collect()
@@ -176,7 +176,7 @@ impl Cli {
 }
 
 impl Said {
-    fn transcript(&self) -> String {
+    pub fn transcript(&self) -> String {
         let errors: String = self.errors.lines().map(|line| format!("! {line}\n")).collect();
         let code = match self.code {
             Some(0) => String::new(),

@@ -81,6 +81,8 @@ struct Queue {
 struct Request {
     model: Arc<Model>,
     batch: RecordBatch,
+    /// Shares its batch with nobody.
+    alone: bool,
     answer: oneshot::Sender<Result<RecordBatch, RunError>>,
 }
 
@@ -155,6 +157,18 @@ impl Executor {
     /// # Errors
     /// `Overloaded` when too many rows wait already; else see [`RunError`].
     pub async fn run(&self, model: &Arc<Model>, batch: RecordBatch) -> Result<RecordBatch, RunError> {
+        self.ask(model, batch, false).await
+    }
+
+    /// As [`Self::run`], and no other request shares the batch: the same rows give the same bits, whatever else runs.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_alone(&self, model: &Arc<Model>, batch: RecordBatch) -> Result<RecordBatch, RunError> {
+        self.ask(model, batch, true).await
+    }
+
+    async fn ask(&self, model: &Arc<Model>, batch: RecordBatch, alone: bool) -> Result<RecordBatch, RunError> {
         let rows = batch.num_rows();
         let short = model.cost.predict(rows).is_some_and(|time| time < self.options.inline_below);
         let receiver = {
@@ -166,7 +180,7 @@ impl Executor {
                 }
                 let (answer, receiver) = oneshot::channel();
                 queue.rows += rows;
-                queue.waiting.push_back(Request { model: model.clone(), batch, answer });
+                queue.waiting.push_back(Request { model: model.clone(), batch, alone, answer });
                 drop(queue);
                 self.shared.arrived.notify_one();
                 receiver
@@ -268,10 +282,11 @@ impl Queue {
         self.rows -= rows;
         let mut taken = vec![first];
         let mut at = 0;
-        while at < self.waiting.len().min(LOOK_AHEAD) && taken[0].model.takes_any_rows() {
+        while at < self.waiting.len().min(LOOK_AHEAD) && !taken[0].alone && taken[0].model.takes_any_rows() {
             let (head, next) = (&taken[0], &self.waiting[at]);
             let more = next.batch.num_rows();
-            let joins = Arc::ptr_eq(&head.model, &next.model)
+            let joins = !next.alone
+                && Arc::ptr_eq(&head.model, &next.model)
                 && rows + more <= batch_rows_max
                 && head.batch.schema_ref().fields() == next.batch.schema_ref().fields();
             match joins.then(|| self.waiting.remove(at)).flatten() {

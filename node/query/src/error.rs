@@ -37,6 +37,11 @@ impl Error {
         }
     }
 
+    /// Whether the same read may do in a moment: slots move, or a segment is on its way to this node.
+    pub fn will_pass(&self) -> bool {
+        matches!(self, Self::Moving(_) | Self::Storage(cairn_storage::Error::Unavailable(_)))
+    }
+
     /// Wraps an Arrow error that well-formed input cannot cause.
     pub(crate) fn internal(error: impl std::fmt::Display) -> Self {
         Self::Internal(error.to_string())

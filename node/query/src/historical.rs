@@ -111,6 +111,24 @@ impl FeaturePlan {
     }
 }
 
+/// The times of a spine's rows, microseconds; null where there is none.
+///
+/// # Errors
+/// `InvalidArgument` when there is no such column, or it holds what is no exact time.
+pub fn event_times(spine: &RecordBatch, column: &str) -> Result<TimestampMicrosecondArray> {
+    match coerce::find(spine, column)? {
+        Some(times) => coerce::micros(column, times),
+        None => {
+            let schema = spine.schema_ref();
+            let found: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+            Err(Error::InvalidArgument(format!(
+                "the spine has no time column `{column}`{}; name its time column with `event_timestamp`",
+                crate::names::hint(column, found)
+            )))
+        }
+    }
+}
+
 impl HistoricalJoin<'_> {
     /// The spine's columns, then the features.
     pub fn output_schema(&self) -> SchemaRef {
@@ -181,17 +199,7 @@ impl HistoricalJoin<'_> {
     }
 
     fn times(&self, spine: &RecordBatch) -> Result<TimestampMicrosecondArray> {
-        let name = &self.options.event_timestamp;
-        match coerce::find(spine, name)? {
-            Some(column) => coerce::micros(name, column),
-            None => {
-                let found: Vec<&str> = self.spine.fields().iter().map(|field| field.name().as_str()).collect();
-                Err(Error::InvalidArgument(format!(
-                    "the spine has no time column `{name}`{}; name its time column with `event_timestamp`",
-                    crate::names::hint(name, found)
-                )))
-            }
-        }
+        event_times(spine, &self.options.event_timestamp)
     }
 
     /// The cutoffs of a spine row; none when it has no time.

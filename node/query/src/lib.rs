@@ -7,6 +7,7 @@
 //! - [`status`]: why a feature has a value or not
 //! - [`online`]: newest (or as-of) features by entity key; [`historical`]: point-in-time join of a spine
 //! - [`sql`]: SQL over rows and registry, read-only
+//! - [`backfill`]: rows for a feature view out of its files
 //! - [`error`]: what can go wrong
 //!
 //! Always true (each rule of the join is a test in `historical::tests`):
@@ -17,6 +18,7 @@
 //!
 //! Not here: Raft, networking, definitions as files, model execution.
 
+pub mod backfill;
 pub mod error;
 pub mod expr;
 pub mod historical;

@@ -345,15 +345,15 @@ impl RowSource for ShardedSource {
     }
 }
 
-/// Runs `read` again while slots move under it, waiting in between. Blocks.
+/// Runs `read` again while slots move under it, or a segment is still to come, waiting in between. Blocks.
 ///
 /// # Errors
-/// What `read` reports; `Moving` when it never got through within `limit`.
+/// What `read` reports; `Moving`, or storage's `Unavailable`, when it never got through within `limit`.
 pub fn settled<T>(source: &dyn RowSource, limit: Duration, mut read: impl FnMut() -> Result<T>) -> Result<T> {
     let started = std::time::Instant::now();
     loop {
         match read() {
-            Err(Error::Moving(_)) if started.elapsed() < limit => source.wait_moved(PAUSE),
+            Err(error) if error.will_pass() && started.elapsed() < limit => source.wait_moved(PAUSE),
             done => return done,
         }
     }

@@ -8,6 +8,7 @@ use cairn_consensus::Error as PeerError;
 use cairn_proto::api::v1 as api;
 use futures::StreamExt;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -47,7 +48,8 @@ impl api::artifacts_server::Artifacts for Artifacts {
                 }
             }
         };
-        let (stored, ()) = futures::join!(artifacts::store(&self.node, received, expected, size), forward);
+        let (stored, ()) =
+            futures::join!(artifacts::store(&self.node, received, expected, size, Duration::ZERO), forward);
         let info = stored?;
         Ok(Response::new(api::Artifact {
             root: hex(&info.root),

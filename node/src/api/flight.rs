@@ -1,9 +1,9 @@
 //! Arrow Flight: the calls, each handed to the module that does the work.
 //!
-//! `DoPut` ingests; `DoExchange` reads online features, joins a spine, predicts; `DoGet` does the one-shot forms, and SQL.
+//! `DoPut` ingests; `DoExchange` reads online features, joins a spine, predicts, backtests; `DoGet` does the one-shot forms, and SQL.
 
 use super::wire::{self, Encoder, Replies};
-use super::{entities, exchange, flight_sql};
+use super::{backtests, entities, exchange, flight_sql};
 use crate::error::{Error, Result};
 use crate::ingest::{Prepared, Target};
 use crate::node::Node;
@@ -77,6 +77,7 @@ impl FlightService for Flight {
                 Command::GetOnlineFeatures(ask) => exchange::online(&node, &ask, upload, &replies).await,
                 Command::GetHistoricalFeatures(ask) => exchange::historical(&node, &ask, upload, &replies).await,
                 Command::Predict(ask) => exchange::predict(&node, &ask, upload, &replies).await,
+                Command::Backtest(ask) => backtests::exchange(&node, *ask, upload, &replies).await,
                 Command::Ingest(_) => Err(Error::invalid("rows are ingested by DoPut, not DoExchange").into()),
             }
         });
@@ -107,6 +108,7 @@ impl FlightService for Flight {
             Command::GetHistoricalFeatures(_) => {
                 return Err(Error::invalid("a historical join uploads its spine: use DoExchange").into());
             }
+            Command::Backtest(_) => return Err(Error::invalid("a backtest uploads its spine: use DoExchange").into()),
             Command::Ingest(_) => return Err(Error::invalid("rows are ingested by DoPut").into()),
         };
         let metadata = serde_json::to_vec(&reply).unwrap_or_default();
@@ -211,6 +213,7 @@ impl Flight {
                 let served = predict::Served::resolve(&self.node, ask).await?;
                 Ok(served.plan.required_schema())
             }
+            Command::Backtest(ask) => crate::backtest::required_schema(&self.node, ask).await,
         }
     }
 }

@@ -4,13 +4,10 @@ use crate::error::{Error, Result};
 use crate::meta_write;
 use crate::node::Node;
 use crate::predict::{hex, load_bytes, unhex};
-use arrow_array::{ArrayRef, BinaryArray, FixedSizeListArray, Int32Array, Int64Array, RecordBatch, StringArray};
-use arrow_schema::{DataType, Schema};
 use bytes::Bytes;
 use cairn_proto::api::v1 as api;
 use cairn_proto::record::v1 as record;
 use cairn_proto::token::Token;
-use cairn_query::plan::FeaturePlan;
 use cairn_storage::catalog::Project;
 use record::meta_command::Change;
 use record::meta_outcome::Outcome;
@@ -161,10 +158,10 @@ async fn register(node: &Arc<Node>, ask: api::RegisterModelVersionRequest) -> Re
     let mut service_version = 0;
     let mut input_features = Vec::new();
     if !service.is_empty() {
-        let bound = project.feature_service(&service, None)?;
+        let bound = project.served_feature_service(&service)?;
         service_version = bound.version;
         let plan = crate::features::service_plan(node, &ask.project, &service, service_version)?;
-        let row = blank_row(&plan)?;
+        let row = crate::features::blank_row(&plan)?;
         node.executor.run(&loaded, row).await.map_err(|error| {
             Error::invalid(format!(
                 "`{}` does not fit feature service `{service}@{service_version}`: {error}",
@@ -213,33 +210,6 @@ async fn register(node: &Arc<Node>, ask: api::RegisterModelVersionRequest) -> Re
     };
     let catalog = node.meta.catalog();
     Ok(to_api(&version, catalog.project(&ask.project)?))
-}
-
-/// One row of zeros and empty strings with the columns of a plan: what a new version is tried on.
-fn blank_row(plan: &FeaturePlan) -> Result<RecordBatch> {
-    let required = plan.required_columns().len();
-    let output = plan.output_schema(false)?;
-    let fields: Vec<_> = output.fields().iter().skip(required).cloned().collect();
-    let columns = fields.iter().map(|field| blank(field.data_type())).collect::<Result<_>>()?;
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|error| Error::internal(error.to_string()))
-}
-
-fn blank(kind: &DataType) -> Result<ArrayRef> {
-    let text: ArrayRef = match kind {
-        DataType::Utf8 => return Ok(Arc::new(StringArray::from(vec![""]))),
-        DataType::Binary => return Ok(Arc::new(BinaryArray::from_vec(vec![b""]))),
-        DataType::FixedSizeList(item, width) => {
-            let zeros =
-                arrow_cast::cast(&Int32Array::from(vec![0; usize::try_from(*width).unwrap_or(0)]), item.data_type());
-            let zeros = zeros.map_err(|error| Error::internal(error.to_string()))?;
-            let list = FixedSizeListArray::try_new(Arc::clone(item), *width, zeros, None);
-            return list.map(|list| Arc::new(list) as ArrayRef).map_err(|error| Error::internal(error.to_string()));
-        }
-        DataType::List(_) => return Ok(arrow_array::new_null_array(kind, 1)),
-        DataType::Timestamp(_, _) => Arc::new(Int64Array::from(vec![0])),
-        _ => Arc::new(Int32Array::from(vec![0])),
-    };
-    arrow_cast::cast(&text, kind).map_err(|error| Error::internal(error.to_string()))
 }
 
 fn model(project: &Project, name: &str) -> Result<api::RegisteredModel> {

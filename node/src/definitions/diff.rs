@@ -48,6 +48,12 @@ fn lines(kind: &Kind) -> Vec<(String, String)> {
             if !it.source.is_empty() {
                 out.push(line("source", format!(" {}", it.source)));
             }
+            if let Some(files) = &it.files {
+                out.push(line("source path", format!(" {}", files.path)));
+                let told = [("source sql", &files.sql), ("source event_timestamp", &files.event_timestamp)];
+                let told = told.into_iter().filter(|(_, text)| !text.is_empty());
+                out.extend(told.map(|(what, text)| line(what, format!(" {}", text.trim()))));
+            }
             out.extend(it.features.iter().map(|field| typed("feature", field)));
             out.extend(described(&it.description));
         }

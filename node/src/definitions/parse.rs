@@ -59,6 +59,9 @@ impl Placed {
     }
 }
 
+/// The part of a feature view that says where its rows come from; no feature or entity has this name.
+pub const SOURCE: &str = "source:";
+
 /// Limits on what one plan may carry.
 const FILES_MAX: usize = 10_000;
 const BYTES_MAX: usize = 16 << 20;
@@ -137,7 +140,7 @@ struct Spec {
     entities: Option<Spanned<Vec<Spanned<String>>>>,
     ttl: Option<Spanned<String>>,
     hot_window: Option<Spanned<String>>,
-    source: Option<Spanned<String>>,
+    source: Option<Spanned<SourceItem>>,
     features: Option<Spanned<Vec<Spanned<FeatureItem>>>>,
     sources: Option<Spanned<Vec<Spanned<String>>>>,
     request_data: Option<Spanned<Vec<Spanned<FieldItem>>>>,
@@ -165,6 +168,42 @@ struct ArmItem {
     alias: Option<String>,
     version: Option<u32>,
     weight: Option<f64>,
+}
+
+/// Where rows come from: a note for people, or files that a backfill reads.
+#[derive(Debug, Clone)]
+enum SourceItem {
+    Note(String),
+    Files(FilesItem),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilesItem {
+    path: String,
+    #[serde(default)]
+    sql: String,
+    #[serde(default)]
+    event_timestamp: String,
+}
+
+impl<'de> Deserialize<'de> for SourceItem {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = SourceItem;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, or a mapping with `path` and perhaps `sql` and `event_timestamp`")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<SourceItem, E> {
+                Ok(SourceItem::Note(text.to_owned()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SourceItem, A::Error> {
+                FilesItem::deserialize(de::value::MapAccessDeserializer::new(map)).map(SourceItem::Files)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 /// A feature: a reference (`view:feature`) or a field with a type.
@@ -246,13 +285,15 @@ impl<'a> Reader<'a> {
                 let features = spec.features.take().ok_or_else(|| missing("features"))?;
                 let ttl_us = spec.ttl.take().map(|text| self.duration(&text)).transpose()?.unwrap_or(0);
                 let hot_window_us = spec.hot_window.take().map(|text| self.duration(&text)).transpose()?.unwrap_or(0);
+                let (source, files) = self.source(spec.source.take());
                 Kind::FeatureView(record::FeatureView {
                     name: name.clone(),
                     entities: self.texts(entities.value),
                     ttl_us,
                     features: self.typed_features(features.value)?,
                     description,
-                    source: spec.source.take().map(|text| text.value).unwrap_or_default(),
+                    source,
+                    files,
                     hot_window_us,
                 })
             }
@@ -376,6 +417,17 @@ impl<'a> Reader<'a> {
             }
         };
         items.iter().map(typed).collect()
+    }
+
+    fn source(&self, source: Option<Spanned<SourceItem>>) -> (String, Option<record::FileSource>) {
+        let Some(source) = source else { return Default::default() };
+        self.part(SOURCE, &source);
+        match source.value {
+            SourceItem::Note(text) => (text, None),
+            SourceItem::Files(FilesItem { path, sql, event_timestamp }) => {
+                (String::new(), Some(record::FileSource { path, sql, event_timestamp }))
+            }
+        }
     }
 
     fn sql_features(&self, items: Vec<Spanned<FeatureItem>>) -> Result<Vec<record::OnDemandFeature>, Problem> {

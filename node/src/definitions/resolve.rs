@@ -6,10 +6,11 @@
 //! and arms that are not served.
 
 use super::diff;
-use super::parse::{Place, Placed, Problem};
+use super::parse::{Place, Placed, Problem, SOURCE};
 use cairn_proto::api::v1::Change;
 use cairn_proto::command::{CREATED_TIMESTAMP, EVENT_TIMESTAMP};
 use cairn_proto::record::v1 as record;
+use cairn_query::backfill;
 use cairn_query::expr::OnDemandProgram;
 use cairn_storage::catalog::{Catalog, DefinitionKind, Project};
 use cairn_storage::meta::preview;
@@ -179,7 +180,38 @@ impl<'a> World<'a> {
         }
         columns.extend(view.features.iter().map(|feature| feature.name.as_str()));
         view.features.iter().try_for_each(|it| reserved(&it.name).map_err(about(&it.name)))?;
-        unique(columns.into_iter(), "column")
+        unique(columns.into_iter(), "column")?;
+        let Some(files) = &view.files else { return Ok(()) };
+        let blame = |message: String| about(SOURCE)(format!("`source` of feature view `{}`: {message}", view.name));
+        backfill::check_path(&files.path).map_err(|error| blame(error.to_string()))?;
+        if files.sql.is_empty() {
+            return Ok(());
+        }
+        let tables = backfill::check_sql(&files.sql).map_err(|error| blame(error.to_string()))?;
+        match tables.iter().find(|table| *table != backfill::TABLE) {
+            Some(table) => Err(blame(self.no_table(&view.name, table))),
+            None => Ok(()),
+        }
+    }
+
+    /// Why a source's SQL cannot read this table.
+    fn no_table(&self, view: &str, table: &str) -> String {
+        let mut path = vec![view.to_owned()];
+        let mut next = Some(table.to_owned());
+        while let Some(name) = next {
+            let again = path.contains(&name);
+            path.push(name.clone());
+            if again {
+                return format!(
+                    "its sql reads `{table}`, and that is a cycle: {}; a source reads its files alone, as table `{}`",
+                    path.join(" → "),
+                    backfill::TABLE
+                );
+            }
+            let read = self.view(&name).and_then(|it| backfill::check_sql(&it.files.as_ref()?.sql).ok());
+            next = read.and_then(|tables| tables.into_iter().find(|table| *table != backfill::TABLE));
+        }
+        format!("its sql reads `{table}`; it can read one table, `{}`, the rows of its files", backfill::TABLE)
     }
 
     fn check_on_demand(&self, view: &record::OnDemandFeatureView) -> Result<(), Complaint> {

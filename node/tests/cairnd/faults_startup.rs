@@ -136,9 +136,9 @@ async fn data_of_a_newer_version_is_refused_and_left_alone() -> TestResult {
             ],
         ),
         (
-            replaced(database("2")?, "cairn shard 2", "cairn shard 3")?,
+            replaced(database("2")?, "cairn shard 3", "cairn shard 4")?,
             expect![
-                "FOLDER/n1/groups/2/db-000001 is in shard format 3, and this node reads formats up to 2; run the newer version that wrote it"
+                "FOLDER/n1/groups/2/db-000001 is in shard format 4, and this node reads formats up to 3; run the newer version that wrote it"
             ],
         ),
         (

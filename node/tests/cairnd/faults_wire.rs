@@ -56,7 +56,7 @@ async fn broken_arrow_streams_are_refused() -> TestResult {
         }
     };
     check(&command("stats"), expect![[r#"invalid_argument: the Flight command is not understood: expected value at line 1 column 1; it is JSON such as {"op":"get_online_features","project":"default","feature_service":"eta"}"#]]).await?;
-    check(&command(r#"{"op":"ingst","feature_view":"stats"}"#), expect![[r#"invalid_argument: the Flight command is not understood: unknown variant `ingst`, expected one of `ingest`, `get_online_features`, `get_historical_features`, `predict` at line 1 column 13; it is JSON such as {"op":"get_online_features","project":"default","feature_service":"eta"}"#]]).await?;
+    check(&command(r#"{"op":"ingst","feature_view":"stats"}"#), expect![[r#"invalid_argument: the Flight command is not understood: unknown variant `ingst`, expected one of `ingest`, `get_online_features`, `get_historical_features`, `predict`, `backtest` at line 1 column 13; it is JSON such as {"op":"get_online_features","project":"default","feature_service":"eta"}"#]]).await?;
     check(&command(r#"{"op":"ingest","feature_veiw":"stats"}"#), expect![[r#"invalid_argument: the Flight command is not understood: unknown field `feature_veiw`, expected one of `project`, `feature_view`, `producer`, `sequence`, `delete`; it is JSON such as {"op":"get_online_features","project":"default","feature_service":"eta"}"#]]).await?;
     check(
         &command(READ),

@@ -13,6 +13,8 @@ mod faults_wire;
 mod pyarrow;
 mod readme;
 mod story_10_sql;
+mod story_11_backtest;
+mod story_12_backfill;
 mod story_13_tiering;
 mod story_1_definitions;
 mod story_2_ingest_and_online_reads;

@@ -7,7 +7,7 @@ use cairn_proto::record::v1::{
     self as record, AliasMove, Definition, DefinitionVersion, Deployment, Entity, FeatureService, FeatureView, Model,
     ModelVersion, OnDemandFeatureView,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -125,6 +125,8 @@ pub struct Project {
     feature_services: Named<FeatureService>,
     deployments: Named<Deployment>,
     models: Arc<BTreeMap<String, Arc<RegisteredModel>>>,
+    /// Storage ids whose first backfill is done.
+    pub(super) filled: Arc<BTreeSet<u32>>,
 }
 
 impl Project {
@@ -242,6 +244,16 @@ impl Project {
 
     pub fn on_demand_feature_views(&self) -> impl Iterator<Item = &Arc<Versioned<OnDemandFeatureView>>> {
         newest_of(&self.on_demand_feature_views)
+    }
+
+    /// Versions 1, 2, … of one on-demand view; empty when there is none.
+    pub fn on_demand_feature_view_versions(&self, name: &str) -> &[Arc<Versioned<OnDemandFeatureView>>] {
+        self.on_demand_feature_views.get(name).map_or(&[], |versions| versions)
+    }
+
+    /// Versions 1, 2, … of one service; empty when there is none.
+    pub fn feature_service_versions(&self, name: &str) -> &[Arc<Versioned<FeatureService>>] {
+        self.feature_services.get(name).map_or(&[], |versions| versions)
     }
 
     pub fn feature_services(&self) -> impl Iterator<Item = &Arc<Versioned<FeatureService>>> {
@@ -367,6 +379,10 @@ impl Project {
                 push_version(&mut model.definitions, version, it)
             }
         }
+    }
+
+    pub(super) fn take_filled(&mut self, storage_id: u32) {
+        Arc::make_mut(&mut self.filled).insert(storage_id);
     }
 
     pub(super) fn take_model_version(&mut self, version: &ModelVersion) -> Result<()> {

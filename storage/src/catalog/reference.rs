@@ -56,11 +56,23 @@ impl Project {
     /// # Errors
     /// `InvalidArgument` for a text that is no reference or a feature named twice; `NotFound` naming view or feature.
     pub fn resolve<S: AsRef<str>>(&self, references: &[S]) -> Result<Vec<FeatureRef>> {
+        self.bind(references, false)
+    }
+
+    /// As [`Self::resolve`], for readers: those without a version are bound to one that does not wait for its rows.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn resolve_served<S: AsRef<str>>(&self, references: &[S]) -> Result<Vec<FeatureRef>> {
+        self.bind(references, true)
+    }
+
+    fn bind<S: AsRef<str>>(&self, references: &[S], served: bool) -> Result<Vec<FeatureRef>> {
         let mut resolved = Vec::with_capacity(references.len());
         let mut seen = BTreeSet::new();
         for text in references {
             let reference = Reference::parse(text.as_ref())?;
-            let (view_version, names, on_demand) = self.features_of(&reference)?;
+            let (view_version, names, on_demand) = self.features_of(&reference, served)?;
             let wanted: Vec<&str> = match &reference.feature {
                 None => names,
                 Some(feature) if names.contains(&feature.as_str()) => vec![feature.as_str()],
@@ -87,12 +99,19 @@ impl Project {
     }
 
     /// Version, feature names and whether on demand.
-    fn features_of(&self, reference: &Reference) -> Result<(u32, Vec<&str>, bool)> {
+    fn features_of(&self, reference: &Reference, served: bool) -> Result<(u32, Vec<&str>, bool)> {
+        let served = served && reference.version.is_none();
         if self.has_on_demand_feature_view(&reference.view) {
-            let view = self.on_demand_feature_view(&reference.view, reference.version)?;
+            let view = match served {
+                true => self.served_on_demand_feature_view(&reference.view)?,
+                false => self.on_demand_feature_view(&reference.view, reference.version)?,
+            };
             return Ok((view.version, view.features.iter().map(|feature| feature.name.as_str()).collect(), true));
         }
-        let view = self.feature_view(&reference.view, reference.version)?;
+        let view = match served {
+            true => self.served_feature_view(&reference.view)?,
+            false => self.feature_view(&reference.view, reference.version)?,
+        };
         Ok((view.version, view.features.iter().map(|feature| feature.name.as_str()).collect(), false))
     }
 }

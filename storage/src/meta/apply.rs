@@ -1,7 +1,7 @@
 //! One entry: its command decoded, answered once per request id, its rows put or its refusal recorded.
 
-use super::rows::{counters_key, dataset_key, request_key, request_slot_key};
-use super::{Row, Working, canonical, cluster, datasets, definitions, registry, slots};
+use super::rows::{counters_key, dataset_key, job_key, request_key, request_slot_key};
+use super::{Row, Working, backtests, canonical, cluster, datasets, definitions, jobs, registry, slots};
 use crate::catalog::Catalog;
 use crate::replica::Applied;
 use crate::{Error, Fatal};
@@ -11,8 +11,10 @@ use cairn_proto::record::v1::meta_outcome::Outcome;
 use cairn_proto::record::v1::{Done, MetaCommand, MetaCounters, MetaOutcome, Refusal, RegisterDataset};
 use prost::Message;
 
-/// Newest version of `MetaCommand` this node applies, and the one to propose.
+/// Of `MetaCommand`: what every node knows, and what to propose.
 pub const COMMAND_VERSION: u32 = 1;
+/// Of definitions with files, of which an older node would see the rest only. Newest version this node applies.
+pub const FILES_VERSION: u32 = 2;
 /// Request ids whose outcome is kept; older ones are forgotten in order.
 pub const REQUESTS_MAX: u64 = 65_536;
 /// Bytes of a request id.
@@ -35,9 +37,9 @@ pub fn apply(working: &mut Working<'_>, applied: &mut Applied, command: &[u8]) -
         return Ok(encode(refusal(no)?, *applied));
     };
     let (index, version) = (applied.index, command.version);
-    if version != COMMAND_VERSION {
+    if !(COMMAND_VERSION..=FILES_VERSION).contains(&version) {
         return Err(Fatal(format!(
-            "meta log entry {index} is a command of version {version}, and this node knows version {COMMAND_VERSION}; \
+            "meta log entry {index} is a command of version {version}, and this node knows up to version {FILES_VERSION}; \
              run the cairnd version that the rest of the cluster runs"
         )));
     }
@@ -86,12 +88,20 @@ fn answer(working: &mut Working<'_>, applied: Applied, change: &Change) -> Resul
         Change::RegisterModelVersion(ask) => registry::register_model_version(&context, ask),
         Change::MoveAlias(ask) => registry::move_alias(&context, ask),
         Change::RegisterDataset(ask) => datasets::register(&context, ask, taken),
+        Change::BeginJob(ask) => jobs::begin(&context, ask),
+        Change::ChangeJob(ask) => jobs::change(&context, ask),
+        Change::RecordSource(ask) => jobs::record_source(&context, ask),
+        Change::RecordChunk(ask) => jobs::record_chunk(&context, ask),
+        Change::RecordBacktest(ask) => backtests::record(&context, ask),
         Change::TimeTick(_) => Ok((Outcome::Done(Done {}), Vec::new())),
     };
     match answer {
         Ok((outcome, rows)) => {
             for row in &rows {
                 working.put(row)?;
+            }
+            if let Some(id) = working.catalog.forget_job() {
+                working.delete(job_key(id));
             }
             Ok(outcome)
         }

@@ -8,6 +8,7 @@
 //! | artifact | model version | `artifact_of` |
 //! | artifact | dataset | `spine_of` |
 //! | feature service version, or each view | dataset | `joined`, `reads` |
+//! | artifact, model version | backtest | `spine_of`, `backtested` |
 //! | model version | alias that points (or pointed) to it | `aliased` |
 //! | model version or alias | deployment version | `serves` |
 
@@ -31,6 +32,7 @@ pub enum LineageNode<'a> {
     Deployment { project: &'a str, name: &'a str, version: u32 },
     Artifact { root: &'a [u8] },
     Dataset { project: &'a str, name: &'a str },
+    Backtest { project: &'a str, id: u64 },
 }
 
 impl fmt::Display for LineageNode<'_> {
@@ -46,6 +48,7 @@ impl fmt::Display for LineageNode<'_> {
             Self::Alias { project, model, alias } => write!(f, "alias:{project}/{model}@{alias}"),
             Self::Deployment { project, name, version } => write!(f, "deployment:{project}/{name}@{version}"),
             Self::Dataset { project, name } => write!(f, "dataset:{project}/{name}"),
+            Self::Backtest { project, id } => write!(f, "backtest:{project}/{id}"),
             Self::Artifact { root } => {
                 f.write_str("artifact:")?;
                 root.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

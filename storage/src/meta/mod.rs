@@ -1,7 +1,8 @@
 //! Group 0: the state machine that keeps definitions, models, aliases, lineage, nodes and the slot map.
 //!
 //! In reading order: `apply` (a command in, an outcome out), `cluster`, `slots`, `definitions`, `registry`,
-//! `datasets` (what each change does), `lineage` (what depends on what), `rows` (how it is stored), `canonical` (one encoding),
+//! `datasets`, `backtests`, `jobs` (what each change does), `lineage` (what depends on what), `rows` (how it is stored),
+//! `canonical` (one encoding),
 //! `names`.
 //!
 //! Always true:
@@ -10,10 +11,12 @@
 //! - rows and position change in one atomic write; the catalog in memory is those rows
 
 mod apply;
+mod backtests;
 mod canonical;
 mod cluster;
 mod datasets;
 mod definitions;
+mod jobs;
 mod lineage;
 mod names;
 mod registry;
@@ -22,11 +25,14 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-pub use apply::COMMAND_VERSION;
+pub use apply::{COMMAND_VERSION, FILES_VERSION};
+pub use backtests::{BACKTEST_METRICS_MAX, BACKTEST_MODELS_MAX, BACKTEST_WINDOWS_MAX, backtest_windows};
 pub use cluster::state_name;
 pub use definitions::preview;
+pub use jobs::{JOBS_MAX, chunk_count, job_state_name, missing_chunks};
 pub use lineage::LineageNode;
 pub use names::{check_column_name, check_name};
+pub use rows::is_newer;
 pub use slots::slot_runs;
 
 pub(crate) use rows::Row;
@@ -36,7 +42,9 @@ use crate::digest::{self, Digest, Digests, Span, digest};
 use crate::engine::{Cf, Db, Engine, Family, Format, Group, IterOptions, Layout};
 use crate::replica::{Applied, Entry, Replica};
 use crate::{Error, Fatal, Result};
-use cairn_proto::record::v1::{AliasMove, Audit, Dataset, LineageEdge, MetaCommand, TimeTick, meta_command::Change};
+use cairn_proto::record::v1::{
+    AliasMove, Audit, Backtest, Dataset, LineageEdge, MetaCommand, TimeTick, meta_command::Change,
+};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +56,8 @@ use std::sync::Arc;
 pub const LINEAGE_DEPTH: u32 = 10;
 /// Datasets in one list.
 pub const DATASETS_LISTED_MAX: usize = 10_000;
+/// Backtests in one list.
+pub const BACKTESTS_LISTED_MAX: usize = 1_000;
 /// Edges in one lineage answer.
 pub const LINEAGE_EDGES_MAX: usize = 10_000;
 
@@ -164,6 +174,95 @@ impl Meta {
             Err(error) => Some(Err(error)),
         };
         Ok((datasets.into_iter().filter_map(dataset).collect::<Result<_>>()?, all))
+    }
+
+    /// One backtest, with its windows.
+    ///
+    /// # Errors
+    /// `NotFound`, for an unknown project too; `Corrupt`, `Io`.
+    pub fn backtest(&self, project: &str, id: u64) -> Result<Backtest> {
+        self.catalog().project(project)?;
+        let db = self.group.db();
+        let row = |key: Vec<u8>| -> Result<Option<Row>> {
+            db.get(ROWS, &key)?.map_or(Ok(None), |value| Row::decode(&key, &value))
+        };
+        match (row(rows::backtest_key(project, id))?, row(rows::backtest_windows_key(project, id))?) {
+            (Some(Row::Backtest(backtest)), Some(Row::BacktestWindows(windows))) => {
+                backtests::whole(*backtest, windows)
+            }
+            (None, _) => Err(Error::NotFound(format!(
+                "backtest {id} not found in project `{project}`; `cairn backtest list` tells which there are"
+            ))),
+            _ => Err(Error::Corrupt(format!("backtest {id} is damaged"))),
+        }
+    }
+
+    /// The numbers of all backtests of a project, the newest first.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub fn backtest_ids(&self, project: &str) -> Result<Vec<u64>> {
+        let mut ids = Vec::new();
+        self.group.db().visit_prefix(ROWS, &rows::backtests_prefix(project), &mut |key, _| {
+            ids.extend(rows::backtest_id(key));
+            ControlFlow::Continue(())
+        })?;
+        Ok(ids)
+    }
+
+    /// The newest backtests, without their windows, and whether there are older ones: of a project, of a model in it, or of a
+    /// version of that. At most [`BACKTESTS_LISTED_MAX`].
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown project, model or version; `Corrupt`, `Io`.
+    pub fn backtests(
+        &self,
+        project: &str,
+        of: Option<(&str, Option<u32>)>,
+        limit: usize,
+    ) -> Result<(Vec<Backtest>, bool)> {
+        let limit = limit.min(BACKTESTS_LISTED_MAX);
+        let catalog = self.catalog();
+        let here = catalog.project(project)?;
+        let db = self.group.db();
+        let Some((model, version)) = of else {
+            let (found, more) = first_rows(&db, &rows::backtests_prefix(project), limit)?;
+            let found = found.into_iter().filter_map(|row| match row {
+                Row::Backtest(backtest) => Some(*backtest),
+                _ => None,
+            });
+            return Ok((found.collect(), more));
+        };
+        let versions: Vec<u32> = match version {
+            Some(version) => vec![here.model_version(model, version)?.version],
+            None => here.model(model)?.versions().iter().map(|it| it.version).collect(),
+        };
+        let mut ids = BTreeSet::new();
+        let mut more = false;
+        for version in versions {
+            let prefix = rows::backtests_of_version_prefix(project, model, version);
+            let (found, older) = first_rows(&db, &prefix, limit)?;
+            more |= older;
+            ids.extend(found.into_iter().filter_map(|row| match row {
+                Row::BacktestOf(of) => Some(of.id),
+                _ => None,
+            }));
+            // Only the newest are kept, so that many versions take no more memory than one.
+            while ids.len() > limit {
+                ids.pop_first();
+                more = true;
+            }
+        }
+        let mut backtests = Vec::with_capacity(ids.len());
+        for id in ids.into_iter().rev() {
+            let key = rows::backtest_key(project, id);
+            if let Some(value) = db.get(ROWS, &key)?
+                && let Some(Row::Backtest(backtest)) = Row::decode(&key, &value)?
+            {
+                backtests.push(*backtest);
+            }
+        }
+        Ok((backtests, more))
     }
 
     /// The edges reachable from `node`, nearest first: what it was made from (`up`), or what was made from it.
@@ -364,20 +463,36 @@ impl Working<'_> {
 
 fn load(db: &Db) -> Result<Live> {
     let mut catalog = Catalog::default();
-    let upper = Some(rows::catalog_end());
-    let mut iter = db.iter(ROWS, IterOptions { upper, fill_cache: false, ..IterOptions::default() })?;
-    iter.seek_to_first()?;
-    while let Some((key, value)) = iter.entry() {
-        if key != rows::POSITION_KEY
-            && let Some(row) = Row::decode(key, value)?
-        {
-            catalog.take(&row)?;
+    for (lower, upper) in [(Vec::new(), rows::catalog_end()), rows::catalog_rest()] {
+        let upper = Some(upper);
+        let mut iter = db.iter(ROWS, IterOptions { upper, fill_cache: false, ..IterOptions::default() })?;
+        iter.seek(&lower)?;
+        while let Some((key, value)) = iter.entry() {
+            if key != rows::POSITION_KEY
+                && let Some(row) = Row::decode(key, value)?
+            {
+                catalog.take(&row)?;
+            }
+            iter.advance()?;
         }
-        iter.advance()?;
     }
     let (applied, position) =
         read_position(db)?.map_or_else(Default::default, |(applied, position)| (applied, Some(position)));
     Ok(Live { catalog: Arc::new(catalog), applied, position })
+}
+
+/// The first rows under a prefix, and whether there are more.
+fn first_rows(db: &Db, prefix: &[u8], limit: usize) -> Result<(Vec<Row>, bool)> {
+    let (mut found, mut more) = (Vec::new(), false);
+    db.visit_prefix(ROWS, prefix, &mut |key, value| {
+        more = found.len() >= limit;
+        if more {
+            return ControlFlow::Break(());
+        }
+        found.push(Row::decode(key, value));
+        ControlFlow::Continue(())
+    })?;
+    Ok((found.into_iter().filter_map(Result::transpose).collect::<Result<_>>()?, more))
 }
 
 fn visit_rows(db: &Db, prefix: &[u8], visit: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {

@@ -50,8 +50,12 @@ pub fn register_model_version(context: &Context<'_>, ask: &RegisterModelVersion)
     if version.feature_service.is_empty() {
         version.feature_service_version = 0;
     } else {
-        let wanted = Some(version.feature_service_version).filter(|version| *version != 0);
-        version.feature_service_version = here.feature_service(&version.feature_service, wanted)?.version;
+        let service = match version.feature_service_version {
+            // What it was trained on, if nobody says: a version that readers got.
+            0 => here.served_feature_service(&version.feature_service)?,
+            named => here.feature_service(&version.feature_service, Some(named))?,
+        };
+        version.feature_service_version = service.version;
     }
     if version.token.is_empty() {
         version.token = Token::new(0, context.index).to_string();

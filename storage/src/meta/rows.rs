@@ -3,7 +3,7 @@
 //! ```text
 //! key    tag u8 | parts; a text part ends in 0x00; integers are big endian
 //! value  0x01 | record.v1 message, encoded the one way of `canonical`
-//!        0x02 | a Node in another state than active; a ClusterInfo whose slots move or have moved
+//!        0x02 | a Node in another state than active; a ClusterInfo whose slots move or have moved; a FeatureView with files
 //! 00                                  position: 0x01 | index u64 | time i64 | what consensus says
 //! 01                                  ClusterInfo
 //! 02 id                               Node
@@ -17,23 +17,29 @@
 //! 0b slot u32                         request id whose turn to be forgotten this slot is
 //! 0c                                  MetaCounters
 //! 0d project, name                    Dataset
+//! 10 id                               Job
+//! 11 project, storage id              Filled
+//! 18 project, !id u64                 Backtest, without windows: the newest first
+//! 19 project, id u64                  BacktestWindows
+//! 1a project, model, version, !id u64 BacktestOf
 //! ```
 //! Golden files: `tests/golden/meta_rows_v1.hex`, `tests/golden/meta_rows_v2.hex`,
-//! `tests/golden/meta_clusters_v2.hex`.
+//! `tests/golden/meta_clusters_v2.hex`, `tests/golden/meta_definitions_v2.hex`.
 
 use super::canonical;
 use crate::catalog::DefinitionKind;
 use crate::{Error, Result};
 use cairn_proto::record::v1::{
-    AliasMove, ClusterInfo, Dataset, DefinitionVersion, LineageEdge, MetaCounters, ModelVersion, Node, NodeState,
-    Project,
+    AliasMove, Backtest, BacktestOf, BacktestWindows, ClusterInfo, Dataset, Definition, DefinitionVersion, Filled, Job,
+    LineageEdge, MetaCounters, ModelVersion, Node, NodeState, Project, definition::Kind,
 };
 use prost::Message;
 
 /// Of values. A newer one is refused.
 const VALUE_VERSION: u8 = 1;
 /// Of nodes that are not simply active, and of a cluster whose slots are not where they were at first: a cairnd that
-/// knows no states must not take the nodes for active ones, nor look for rows where they were.
+/// knows no states must not take the nodes for active ones, nor look for rows where they were. Also of a feature view with
+/// files, which an older one would lose.
 const STATES_VERSION: u8 = 2;
 
 /// Where the position is kept; not part of the state that replicas compare.
@@ -54,6 +60,11 @@ mod tag {
     pub const REQUEST_SLOT: u8 = 0x0b;
     pub const COUNTERS: u8 = 0x0c;
     pub const DATASET: u8 = 0x0d;
+    pub const JOB: u8 = 0x10;
+    pub const FILLED: u8 = 0x11;
+    pub const BACKTEST: u8 = 0x18;
+    pub const BACKTEST_WINDOWS: u8 = 0x19;
+    pub const BACKTEST_OF: u8 = 0x1a;
 }
 
 /// One row. Its key follows from its content.
@@ -72,6 +83,11 @@ pub enum Row {
     RequestSlot { slot: u32, id: String },
     Counters(MetaCounters),
     Dataset(Box<Dataset>),
+    Job(Box<Job>),
+    Filled(Filled),
+    Backtest(Box<Backtest>),
+    BacktestWindows(BacktestWindows),
+    BacktestOf(BacktestOf),
 }
 
 impl Row {
@@ -102,6 +118,14 @@ impl Row {
             Self::RequestSlot { slot, .. } => request_slot_key(*slot),
             Self::Counters(_) => counters_key(),
             Self::Dataset(dataset) => dataset_key(&dataset.project, &dataset.name),
+            Self::Job(job) => job_key(job.id),
+            Self::Filled(filled) => Key::new(tag::FILLED).text(&filled.project).u32(filled.storage_id).done(),
+            Self::Backtest(backtest) => backtest_key(&backtest.project, backtest.id),
+            Self::BacktestWindows(windows) => backtest_windows_key(&windows.project, windows.id),
+            Self::BacktestOf(of) => {
+                let of_version = Key(backtests_of_version_prefix(&of.project, &of.model, of.version));
+                of_version.u64(!of.id).done()
+            }
         }
     }
 
@@ -119,6 +143,11 @@ impl Row {
             Self::RequestSlot { id, .. } => value.extend(id.as_bytes()),
             Self::Counters(it) => value.extend(it.encode_to_vec()),
             Self::Dataset(it) => value.extend(it.encode_to_vec()),
+            Self::Job(it) => value.extend(it.encode_to_vec()),
+            Self::Filled(it) => value.extend(it.encode_to_vec()),
+            Self::Backtest(it) => value.extend(it.encode_to_vec()),
+            Self::BacktestWindows(it) => value.extend(it.encode_to_vec()),
+            Self::BacktestOf(it) => value.extend(it.encode_to_vec()),
         }
         value
     }
@@ -127,6 +156,7 @@ impl Row {
         match self {
             Self::Node(node) if node.state() != NodeState::Active => STATES_VERSION,
             Self::Cluster(cluster) if cluster.slot_move.is_some() || cluster.slot_map_epoch > 1 => STATES_VERSION,
+            Self::Definition(version) if version.definition.as_ref().is_some_and(is_newer) => STATES_VERSION,
             _ => VALUE_VERSION,
         }
     }
@@ -137,7 +167,7 @@ impl Row {
     /// `InvalidArgument` for a value of a newer version, `Corrupt` for anything not understood.
     pub fn decode(key: &[u8], value: &[u8]) -> Result<Option<Self>> {
         let corrupt = || Error::Corrupt(format!("a row of the meta group is not understood (key {key:02x?})"));
-        let has_states = matches!(key.first(), Some(&tag::NODE | &tag::CLUSTER));
+        let has_states = matches!(key.first(), Some(&tag::NODE | &tag::CLUSTER | &tag::DEFINITION));
         let message = match value.split_first() {
             Some((&STATES_VERSION, message)) if has_states => message,
             _ => payload(value)?,
@@ -158,6 +188,11 @@ impl Row {
             tag::LINEAGE_UP => read(message, Self::LineageUp),
             tag::COUNTERS => read(message, Self::Counters),
             tag::DATASET => read(message, |dataset| Self::Dataset(Box::new(dataset))),
+            tag::JOB => read(message, |job| Self::Job(Box::new(job))),
+            tag::FILLED => read(message, Self::Filled),
+            tag::BACKTEST => read(message, |backtest| Self::Backtest(Box::new(backtest))),
+            tag::BACKTEST_WINDOWS => read(message, Self::BacktestWindows),
+            tag::BACKTEST_OF => read(message, Self::BacktestOf),
             tag::REQUEST => {
                 let id = key[1..].strip_suffix(&[0]).and_then(|id| std::str::from_utf8(id).ok()).ok_or_else(corrupt)?;
                 let id = id.to_owned();
@@ -209,6 +244,49 @@ pub fn dataset_key(project: &str, name: &str) -> Vec<u8> {
 /// All datasets of a project, by name.
 pub fn datasets_prefix(project: &str) -> Vec<u8> {
     Key::new(tag::DATASET).text(project).0
+}
+
+pub fn job_key(id: u64) -> Vec<u8> {
+    Key::new(tag::JOB).u64(id).done()
+}
+
+/// Whether a definition is one that older nodes would not see whole: a feature view with files, or with a hot window.
+pub fn is_newer(definition: &Definition) -> bool {
+    let Some(Kind::FeatureView(view)) = &definition.kind else { return false };
+    view.files.is_some() || view.hot_window_us != 0
+}
+
+/// Keys from the first on and below the second are of the catalog too.
+pub fn catalog_rest() -> (Vec<u8>, Vec<u8>) {
+    (vec![tag::JOB], vec![tag::BACKTEST])
+}
+
+pub fn backtest_key(project: &str, id: u64) -> Vec<u8> {
+    Key(backtests_prefix(project)).u64(!id).done()
+}
+
+/// Of a backtest's key, its id.
+pub fn backtest_id(key: &[u8]) -> Option<u64> {
+    key.last_chunk::<8>().map(|id| !u64::from_be_bytes(*id))
+}
+
+/// All backtests of a project, the newest first.
+pub fn backtests_prefix(project: &str) -> Vec<u8> {
+    Key::new(tag::BACKTEST).text(project).0
+}
+
+pub fn backtest_windows_key(project: &str, id: u64) -> Vec<u8> {
+    Key::new(tag::BACKTEST_WINDOWS).text(project).u64(id).done()
+}
+
+/// Which backtests a model is in: by version, then the newest first.
+pub fn backtests_of_prefix(project: &str, model: &str) -> Vec<u8> {
+    Key::new(tag::BACKTEST_OF).text(project).text(model).0
+}
+
+/// Which backtests a model version is in, the newest first.
+pub fn backtests_of_version_prefix(project: &str, model: &str, version: u32) -> Vec<u8> {
+    Key(backtests_of_prefix(project, model)).u32(version).0
 }
 
 /// Keys below this make up the catalog.

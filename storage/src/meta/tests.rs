@@ -1,6 +1,7 @@
 //! The meta group as consensus uses it: the same entries give the same state, whatever happens in between.
 
 mod commands;
+mod jobs;
 mod properties;
 mod stored;
 
@@ -10,10 +11,11 @@ use cairn_proto::record::v1::definition::Kind;
 use cairn_proto::record::v1::meta_command::Change;
 use cairn_proto::record::v1::meta_outcome::Outcome;
 use cairn_proto::record::v1::{
-    AddNode, ApplyDefinitions, Arm, BeginSlotMove, BlobRef, CancelSlotMove, ChangeNodeState, Definition,
-    DefinitionVersion, Deployment, EndSlotMove, Entity, FeatureService, FeatureType, FeatureView, Field, InitCluster,
-    MetaCommand, MetaOutcome, Model, ModelVersion, MoveAlias, Node, NodeState, OnDemandFeature, OnDemandFeatureView,
-    RegisterDataset, RegisterModelVersion, SlotMove, SlotMoveState, SwitchSlotMap, TimeTick, UpdateNode, ValueKind,
+    AddNode, ApplyDefinitions, Arm, Backtest, BacktestMetric, BacktestModel, BacktestScores, BacktestValue,
+    BeginSlotMove, BlobRef, CancelSlotMove, ChangeNodeState, Definition, DefinitionVersion, Deployment, EndSlotMove,
+    Entity, FeatureService, FeatureType, FeatureView, Field, InitCluster, MetaCommand, MetaOutcome, Model,
+    ModelVersion, MoveAlias, Node, NodeState, OnDemandFeature, OnDemandFeatureView, RecordBacktest, RegisterDataset,
+    RegisterModelVersion, SlotMove, SlotMoveState, SwitchSlotMap, TimeTick, UpdateNode, ValueKind,
 };
 use prost::Message;
 use tempfile::TempDir;
@@ -168,6 +170,50 @@ fn dataset(project: &str, name: &str, features: &[&str]) -> Dataset {
         file_format: "parquet".into(),
         rows: 4,
         token: "1@258".into(),
+        ..Default::default()
+    }
+}
+
+/// A backtest of these versions of model `eta`, which read `eta@1`: ten rows in windows of 4 from -5 to 5.
+fn backtest(project: &str, versions: &[u32]) -> Backtest {
+    let scores = |(from_us, to_us): (i64, i64), rows| BacktestScores {
+        from_us,
+        to_us,
+        rows,
+        positives: Some(rows / 2),
+        auc: (rows > 2).then_some(0.75),
+        rmse: Some(0.5),
+        metrics: vec![BacktestValue { value: None }],
+        ..Default::default()
+    };
+    let model = |version: &u32| BacktestModel {
+        model: "eta".into(),
+        version: *version,
+        alias: if *version == 1 { "champion".into() } else { String::new() },
+        feature_service: "eta".into(),
+        feature_service_version: 1,
+        output: "p".into(),
+        class: String::new(),
+        overall: Some(scores((-5, 5), 10)),
+        windows: vec![scores((-5, -1), 6), scores((-1, 3), 0), scores((3, 5), 4)],
+    };
+    Backtest {
+        project: project.into(),
+        models: versions.iter().map(model).collect(),
+        from_us: -5,
+        to_us: 5,
+        window_us: 4,
+        label: "late".into(),
+        event_timestamp: "event_timestamp".into(),
+        spine: Some(BlobRef { root: vec![7; 32].into(), size: 9, sha256: vec![8; 32].into() }),
+        spine_file: "spine.csv".into(),
+        known_us: 300,
+        rows: 10,
+        rows_outside: 2,
+        content: vec![9; 32].into(),
+        metrics: vec![BacktestMetric { name: "mae".into(), sql: "avg(abs(label - prediction))".into() }],
+        token: "1@258".into(),
+        author: "ann".into(),
         ..Default::default()
     }
 }

@@ -37,6 +37,18 @@ impl SegmentStore {
     }
 
     /// # Errors
+    /// `Unavailable` while the segment is not on this node yet.
+    pub fn check(&self, root: &Hash) -> Result<()> {
+        match self.blobs.contains(root) {
+            true => Ok(()),
+            false => Err(Error::Unavailable(format!(
+                "segment `{}` of the history is still on its way to this node; try again, or ask another node",
+                hex(root)
+            ))),
+        }
+    }
+
+    /// # Errors
     /// `Unavailable` while the segment is not on this node yet; `Corrupt`, `Io`.
     pub fn open(&self, root: &Hash) -> Result<Arc<SegmentFile>> {
         {
@@ -48,12 +60,7 @@ impl SegmentStore {
                 return Ok(Arc::clone(file));
             }
         }
-        if !self.blobs.contains(root) {
-            return Err(Error::Unavailable(format!(
-                "segment `{}` of the history is still on its way to this node; try again, or ask another node",
-                hex(root)
-            )));
-        }
+        self.check(root)?;
         let file = Arc::new(SegmentFile::open(&self.blobs, root)?);
         let mut cached = self.cached.lock();
         if cached.open.len() >= OPEN_MAX {

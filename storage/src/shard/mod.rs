@@ -145,6 +145,17 @@ impl Shard {
         self.progress.read().tiers.clone()
     }
 
+    /// Looks whether the segments of a storage id are on this node.
+    ///
+    /// # Errors
+    /// `Unavailable` while one is not.
+    pub fn check_segments(&self, storage_id: u32) -> Result<()> {
+        for segment in self.tiers().of(storage_id, 0, u16::MAX) {
+            store(self.segment_store())?.check(&tiers::root_of(segment)?)?;
+        }
+        Ok(())
+    }
+
     fn segment_store(&self) -> Option<&SegmentStore> {
         self.segments.get().map(|store| &**store)
     }

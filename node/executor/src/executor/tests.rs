@@ -79,6 +79,36 @@ async fn requests_that_queued_share_a_batch_and_a_full_queue_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_asks_for_it_has_its_batch_alone() {
+    let executor = Arc::new(one_thread());
+    let ((closed, gate), (sender, started)) = (channel(), channel());
+    let model = counting(gate, sender);
+    let run = |values: Vec<f32>, alone: bool| {
+        let (executor, model) = (executor.clone(), model.clone());
+        tokio::spawn(async move {
+            match alone {
+                true => executor.run_alone(&model, batch(values)).await,
+                false => executor.run(&model, batch(values)).await,
+            }
+        })
+    };
+    let first = run(vec![0.0], false);
+    started.recv().unwrap(); // the thread is busy with the first
+    let mut waiting = Vec::new();
+    for (at, alone) in [true, false, true, false].into_iter().enumerate() {
+        waiting.push(run(vec![0.0], alone));
+        until(|| executor.queued_rows() == at + 1).await;
+    }
+    drop(closed);
+    assert!(first.await.unwrap().is_ok());
+    let mut rows = Vec::new();
+    for answer in waiting {
+        rows.push(values(&answer.await.unwrap().unwrap())[0]);
+    }
+    assert_eq!(rows, [1.0, 2.0, 1.0, 2.0], "the two others shared one");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_bad_request_does_not_spoil_its_batch() {
     let executor = Arc::new(one_thread());
     let ((closed, gate), (sender, started)) = (channel(), channel());

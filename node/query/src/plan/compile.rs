@@ -11,7 +11,7 @@ use cairn_storage::types::type_name;
 use std::collections::BTreeMap;
 
 impl FeaturePlan {
-    /// Resolves `request` against the definitions of `project`.
+    /// Resolves `request` against the definitions of `project`. Without a version it gets the newest whose rows are there.
     ///
     /// Output columns stand in request order, named by feature; where two features, or a feature and a required column,
     /// would share a name, and everywhere with `full_feature_names`, they are named `view__feature`.
@@ -24,10 +24,13 @@ impl FeaturePlan {
         let project = catalog.project(project)?;
         let (service, wanted) = match request {
             Request::Service { name, version } => {
-                let service = project.feature_service(name, *version)?;
+                let service = match version {
+                    Some(_) => project.feature_service(name, *version)?,
+                    None => project.served_feature_service(name)?,
+                };
                 (Some((name.clone(), service.version)), service.resolved.clone())
             }
-            Request::Features(references) => (None, project.resolve(references)?),
+            Request::Features(references) => (None, project.resolve_served(references)?),
         };
         if wanted.is_empty() {
             return Err(Error::InvalidArgument(

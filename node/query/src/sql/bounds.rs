@@ -13,7 +13,7 @@ pub const TABLES_MAX: usize = 32;
 
 /// # Errors
 /// `TooLarge`.
-pub(super) fn check(mut statement: &Statement) -> Result<()> {
+pub(crate) fn check(mut statement: &Statement) -> Result<()> {
     while let Statement::Explain(explain) = statement {
         statement = &explain.statement;
     }

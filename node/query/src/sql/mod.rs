@@ -1,7 +1,7 @@
 //! SQL over everything, read-only: DataFusion over the rows of this node and what the registry holds.
 //!
 //! In reading order: `names` (which tables and functions there are), `rows` (rows of a feature view as a table),
-//! `system` (the registry as tables), `bounds` (what is too much to plan).
+//! `system` (the registry as tables), `aggregate` (aggregates over rows at hand), `bounds` (what is too much to plan).
 //!
 //! Always true:
 //! - a query has a session of its own over one catalog; nothing it does is seen by the next
@@ -9,6 +9,7 @@
 //!   meanwhile ends it with an error and never loses or doubles rows
 //! - sorts, joins and aggregates take their memory from one bounded pool and spill; a query ends when nobody reads it
 
+mod aggregate;
 mod bounds;
 mod names;
 mod rows;
@@ -16,13 +17,16 @@ mod system;
 #[cfg(test)]
 mod tests;
 
+pub use aggregate::{Aggregate, Aggregated, GROUP};
 pub use bounds::TABLES_MAX;
+pub(crate) use bounds::check as check_bounds;
 
 use crate::source::ShardedSource;
 use crate::{Error, Result};
 use arrow_array::RecordBatch;
 use arrow_schema::{Schema, SchemaRef};
 use cairn_storage::catalog::Catalog;
+use cairn_storage::meta::Meta;
 use datafusion::common::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
@@ -58,10 +62,16 @@ pub struct SqlLimits {
 }
 
 /// Runs queries. One for a node.
-#[derive(Debug)]
 pub struct SqlEngine {
     runtime: Arc<RuntimeEnv>,
     partitions: usize,
+    meta: Option<Arc<Meta>>,
+}
+
+impl std::fmt::Debug for SqlEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqlEngine").field("partitions", &self.partitions).finish_non_exhaustive()
+    }
 }
 
 /// A query that was understood.
@@ -87,7 +97,17 @@ impl SqlEngine {
             .with_disk_manager_builder(disk)
             .build_arc()
             .map_err(|error| told(&error))?;
-        Ok(Self { runtime, partitions: limits.partitions.max(1) })
+        Ok(Self { runtime, partitions: limits.partitions.max(1), meta: None })
+    }
+
+    /// With the tables of what `meta` keeps beside its catalog.
+    #[must_use]
+    pub fn with_meta(self, meta: Arc<Meta>) -> Self {
+        Self { meta: Some(meta), ..self }
+    }
+
+    pub(crate) fn runtime(&self) -> &Arc<RuntimeEnv> {
+        &self.runtime
     }
 
     /// Understands one query. Names without a schema are of `project`.
@@ -108,7 +128,7 @@ impl SqlEngine {
         let state = context.state();
         let dialect = state.config().options().sql_parser.dialect;
         let statement = state.sql_to_statement(sql, &dialect).map_err(|error| told(&error))?;
-        bounds::check(&statement)?;
+        check_bounds(&statement)?;
         let plan = state.statement_to_plan(statement).await.map_err(|error| told(&error))?;
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         options.verify_plan(&plan).map_err(|error| told(&error))?;
@@ -130,7 +150,8 @@ impl SqlEngine {
             .with_runtime_env(Arc::clone(&self.runtime))
             .build();
         let context = SessionContext::new_with_state(state);
-        let schemas = Schemas { catalog: Arc::clone(catalog), source: Arc::clone(source), project: project.to_owned() };
+        let (catalog, source, meta) = (Arc::clone(catalog), Arc::clone(source), self.meta.clone());
+        let schemas = Schemas { catalog, source, meta, project: project.to_owned() };
         context.register_udtf("latest", Arc::new(Latest(schemas.clone())));
         context.register_udtf("history", Arc::new(History(schemas.clone())));
         context.register_udtf("as_of", Arc::new(AsOf(schemas.clone())));
@@ -144,7 +165,8 @@ impl SqlEngine {
 /// # Errors
 /// `Internal` when the catalog contradicts itself.
 pub fn tables(catalog: &Arc<Catalog>, source: &Arc<ShardedSource>) -> Result<Vec<(String, String, Schema)>> {
-    let schemas = Schemas { catalog: Arc::clone(catalog), source: Arc::clone(source), project: String::new() };
+    let (catalog, source) = (Arc::clone(catalog), Arc::clone(source));
+    let schemas = Schemas { catalog, source, meta: None, project: String::new() };
     schemas.tables()
 }
 
@@ -172,7 +194,7 @@ impl Query {
 }
 
 /// One line that says what is wrong with a query, and whose fault it is.
-fn told(error: &DataFusionError) -> Error {
+pub(crate) fn told(error: &DataFusionError) -> Error {
     if let Some(ours) = ours(error) {
         return ours;
     }
@@ -256,6 +278,6 @@ impl From<Error> for Failed {
     }
 }
 
-fn external(error: impl Into<Error>) -> DataFusionError {
+pub(crate) fn external(error: impl Into<Error>) -> DataFusionError {
     DataFusionError::External(Box::new(Failed::from(error.into())))
 }

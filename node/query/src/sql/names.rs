@@ -1,7 +1,7 @@
 //! Which tables and functions a query may name.
 //!
 //! ```text
-//! cairn.<project>.<view>                       the newest row of each entity, of the view's newest version
+//! cairn.<project>.<view>                       the newest row of each entity, of the view's newest version that is filled
 //! latest('view@2'), latest('project.view')     the same of a version, or of another project
 //! history('view')                              every row ever stored, deletions among them
 //! as_of('view', time)                          the newest row of each entity at an event time
@@ -14,14 +14,18 @@ use super::rows::{Rows, ViewTable};
 use super::{SYSTEM, external, system};
 use crate::source::ShardedSource;
 use crate::{Error, Result};
-use arrow_schema::Schema;
+use arrow_schema::{Schema, SchemaRef};
 use async_trait::async_trait;
 use cairn_storage::catalog::{Catalog, Reference};
-use datafusion::catalog::{CatalogProvider, SchemaProvider, TableFunctionArgs, TableFunctionImpl, TableProvider};
+use cairn_storage::meta::Meta;
+use datafusion::catalog::{
+    CatalogProvider, SchemaProvider, Session, TableFunctionArgs, TableFunctionImpl, TableProvider,
+};
 use datafusion::common::{DFSchema, DataFusionError, ScalarValue};
-use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::{Expr, TableType};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+use datafusion::physical_plan::ExecutionPlan;
 use std::fmt;
 use std::sync::Arc;
 
@@ -30,6 +34,8 @@ use std::sync::Arc;
 pub(super) struct Schemas {
     pub catalog: Arc<Catalog>,
     pub source: Arc<ShardedSource>,
+    /// What is not in the catalog: there may be much of it.
+    pub meta: Option<Arc<Meta>>,
     /// Of names without one.
     pub project: String,
 }
@@ -49,7 +55,17 @@ impl Schemas {
                 "`{name}` names a feature; name its view, and select the feature"
             )));
         };
-        Ok(Arc::new(ViewTable::new(&self.catalog, project, &view, version, rows, &self.source)?))
+        let here = self.catalog.project(project)?;
+        let waits = match version {
+            Some(_) => None,
+            None => here.served_feature_view(&view).err(),
+        };
+        let version = version.or_else(|| Some(here.served_feature_view(&view).ok()?.version));
+        let table = ViewTable::new(&self.catalog, project, &view, version, rows, &self.source)?;
+        Ok(match waits {
+            Some(why) => Arc::new(Waiting { schema: table.schema(), why: why.to_string() }),
+            None => Arc::new(table),
+        })
     }
 }
 
@@ -64,11 +80,39 @@ impl Schemas {
                 found.push((name.to_owned(), view.name.clone(), table.schema().as_ref().clone()));
             }
         }
-        for (table, _) in system::TABLES {
+        for table in system::names() {
             let columns = system::columns(&self.catalog, &self.source, table);
-            found.push((SYSTEM.to_owned(), (*table).to_owned(), columns));
+            found.push((SYSTEM.to_owned(), table.to_owned(), columns));
         }
         Ok(found)
+    }
+}
+
+/// A view none of whose versions is filled: its columns are there to be seen, and it tells why there are no rows.
+#[derive(Debug)]
+struct Waiting {
+    schema: SchemaRef,
+    why: String,
+}
+
+#[async_trait]
+impl TableProvider for Waiting {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        _: &dyn Session,
+        _: Option<&Vec<usize>>,
+        _: &[Expr],
+        _: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+        Err(external(Error::NotFound(self.why.clone())))
     }
 }
 
@@ -117,15 +161,15 @@ struct System(Schemas);
 #[async_trait]
 impl SchemaProvider for System {
     fn table_names(&self) -> Vec<String> {
-        system::TABLES.iter().map(|(name, _)| (*name).to_owned()).collect()
+        system::names().map(str::to_owned).collect()
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-        system::table(&self.0.catalog, &self.0.source, name)
+        system::table(&self.0.catalog, &self.0.source, self.0.meta.as_ref(), name)
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        system::TABLES.iter().any(|(table, _)| *table == name)
+        system::names().any(|table| table == name)
     }
 }
 

@@ -7,7 +7,7 @@
 //! gives the whole key.
 
 use super::{BATCH_ROWS, external};
-use crate::source::{Runs, ShardedSource};
+use crate::source::{Runs, ShardedSource, settled};
 use crate::{Error, Result};
 use arrow_array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
 use arrow_schema::{DataType, Field as ArrowField, Schema, SchemaRef, TimeUnit};
@@ -29,11 +29,15 @@ use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use std::fmt;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
+use std::time::Duration;
 
 const COMMITTED_TIMESTAMP: &str = "committed_timestamp";
 const DELETED: &str = "deleted";
 /// Batches a partition may be ahead of its reader.
 const BATCHES_AHEAD: usize = 2;
+
+/// How long a scan waits for segments that are on their way to this node.
+const SEGMENTS_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) fn time_type() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
@@ -276,6 +280,8 @@ impl Scan {
         let mut failed: Option<Error> = None;
         let (mut stopped, mut seen) = (false, 0usize);
         for (shard, slots) in runs.each() {
+            // Not later, when rows have been sent already.
+            settled(self.source.as_ref(), SEGMENTS_WAIT, || Ok(shard.check_segments(self.storage_id)?))?;
             let mut visit = |key: &[u8], row: RowRef<'_>| {
                 seen += 1;
                 if seen.is_multiple_of(BATCH_ROWS) && !there() {

@@ -1,4 +1,7 @@
-//! The registry as tables: what is defined, registered and running, of one moment of the catalog.
+//! The registry as tables: what is defined, registered and running, of one moment of the catalog; and `backtests`, which are not
+//! in the catalog.
+
+mod backtests;
 
 use super::external;
 use super::rows::time_type;
@@ -8,9 +11,10 @@ use arrow_array::{
     ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow_schema::{DataType, Field, Schema};
-use cairn_proto::record::v1::ModelVersion;
+use cairn_proto::record::v1::{Backfill, Job, job::Kind};
 use cairn_storage::blob::hex;
 use cairn_storage::catalog::{Catalog, Project};
+use cairn_storage::meta::{Meta, chunk_count, job_state_name};
 use cairn_storage::types::type_name;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::DataFusionError;
@@ -24,7 +28,7 @@ pub(super) enum Fill {
     Shards(fn(&Catalog, &ShardedSource) -> Table),
 }
 
-pub(super) const TABLES: &[(&str, Fill)] = &[
+const TABLES: &[(&str, Fill)] = &[
     ("entities", Fill::Catalog(entities)),
     ("feature_views", Fill::Catalog(feature_views)),
     ("features", Fill::Catalog(features)),
@@ -36,7 +40,13 @@ pub(super) const TABLES: &[(&str, Fill)] = &[
     ("deployments", Fill::Catalog(deployments)),
     ("nodes", Fill::Catalog(nodes)),
     ("segments", Fill::Shards(segments)),
+    ("jobs", Fill::Catalog(jobs)),
 ];
+
+/// All tables there are.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    TABLES.iter().map(|(name, _)| *name).chain(backtests::TABLES.iter().map(|(name, _)| *name))
+}
 
 fn fill(catalog: &Catalog, source: &ShardedSource, name: &str) -> Option<Table> {
     let (_, fill) = TABLES.iter().find(|(table, _)| *table == name)?;
@@ -49,16 +59,23 @@ fn fill(catalog: &Catalog, source: &ShardedSource, name: &str) -> Option<Table> 
 pub(super) fn table(
     catalog: &Catalog,
     source: &ShardedSource,
+    meta: Option<&Arc<Meta>>,
     name: &str,
 ) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-    let Some(Table { fields, columns }) = fill(catalog, source, name) else { return Ok(None) };
+    let Some(Table { fields, columns }) = fill(catalog, source, name) else {
+        return backtests::table(name, catalog, meta);
+    };
     let schema = Arc::new(Schema::new(fields));
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|error| external(Error::internal(error)))?;
     Ok(Some(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?)))
 }
 
 pub(super) fn columns(catalog: &Catalog, source: &ShardedSource, name: &str) -> Schema {
-    Schema::new(fill(catalog, source, name).map(|table| table.fields).unwrap_or_default())
+    let tell = backtests::TABLES.iter().find(|(table, _)| *table == name);
+    match (fill(catalog, source, name), tell) {
+        (Some(table), _) => Schema::new(table.fields),
+        (None, tell) => tell.map_or_else(Schema::empty, |(_, tell)| backtests::columns(*tell)),
+    }
 }
 
 /// Columns in the making.
@@ -111,6 +128,11 @@ fn of<T>(rows: &[(&Project, T)]) -> Table {
     Table::default().text("project", rows.iter().map(|(project, _)| project.name().to_owned()))
 }
 
+/// A hash as roots are written; nothing for what is none.
+fn hash(bytes: &[u8]) -> String {
+    bytes.try_into().map(|hash| hex(&hash)).unwrap_or_default()
+}
+
 fn entities(catalog: &Catalog) -> Table {
     let rows = all(catalog, Project::entities);
     let rows: Vec<_> =
@@ -140,7 +162,7 @@ fn feature_views(catalog: &Catalog) -> Table {
             let ttl = each().map(|it| (it.ttl_us > 0).then_some(it.ttl_us / 1_000_000));
             Arc::new(ttl.collect::<Int64Array>())
         })
-        .text("source", each().map(|it| it.source.clone()))
+        .text("source", each().map(|it| it.files.as_ref().map_or(&it.source, |files| &files.path).clone()))
         .text("description", each().map(|it| it.description.clone()))
         .time("applied_at", each().map(|it| it.applied_us))
 }
@@ -191,10 +213,7 @@ fn model_versions(catalog: &Catalog) -> Table {
     of(&rows)
         .text("model", each().map(|it| it.model.clone()))
         .version("version", each().map(|it| it.version))
-        .text("artifact", {
-            let root = |it: &ModelVersion| it.artifact.as_ref().and_then(|blob| blob.root[..].try_into().ok());
-            each().map(move |it| root(it).map(|root| hex(&root)).unwrap_or_default())
-        })
+        .text("artifact", each().map(|it| it.artifact.as_ref().map(|blob| hash(&blob.root)).unwrap_or_default()))
         .count("bytes", each().map(|it| it.artifact.as_ref().map_or(0, |blob| blob.size as i64)))
         .text("format", each().map(|it| it.format.clone()))
         .text("feature_service", each().map(|it| it.feature_service.clone()))
@@ -276,5 +295,31 @@ fn segments(catalog: &Catalog, source: &ShardedSource) -> Table {
         .time("first_event", each().map(|it| it.event_min_us))
         .time("last_event", each().map(|it| it.event_max_us))
         .text("state", each().map(|it| if it.trimmed { "alone" } else { "still in the database too" }.to_owned()))
-        .text("artifact", each().map(|it| it.root[..].try_into().map(|root| hex(&root)).unwrap_or_default()))
+        .text("artifact", each().map(|it| hash(&it.root)))
+}
+
+fn jobs(catalog: &Catalog) -> Table {
+    let rows: Vec<(&Job, Backfill)> = catalog
+        .jobs()
+        .map(|job| match &job.kind {
+            Some(Kind::Backfill(fill)) => (&**job, fill.clone()),
+            None => (&**job, Backfill::default()),
+        })
+        .collect();
+    let chunks_done = |fill: &Backfill| fill.done.iter().map(|range| i64::from(range.last - range.first) + 1).sum();
+    Table::default()
+        .count("id", rows.iter().map(|(job, _)| job.id as i64))
+        .text("project", rows.iter().map(|(job, _)| job.project.clone()))
+        .text("state", rows.iter().map(|(job, _)| job_state_name(job.state()).to_owned()))
+        .text("message", rows.iter().map(|(job, _)| job.message.clone()))
+        .text("feature_view", rows.iter().map(|(_, fill)| fill.view.clone()))
+        .version("feature_view_version", rows.iter().map(|(_, fill)| fill.view_version))
+        .time("interval_start", rows.iter().map(|(_, fill)| fill.from_us))
+        .time("interval_end", rows.iter().map(|(_, fill)| fill.to_us))
+        .count("chunks", rows.iter().map(|(_, fill)| i64::from(chunk_count(fill))))
+        .count("chunks_done", rows.iter().map(|(_, fill)| chunks_done(fill)))
+        .count("rows", rows.iter().map(|(_, fill)| fill.rows as i64))
+        .text("author", rows.iter().map(|(job, _)| job.author.clone()))
+        .time("begun_at", rows.iter().map(|(job, _)| job.begun_us))
+        .time("ended_at", rows.iter().map(|(job, _)| job.ended_us))
 }

@@ -244,15 +244,19 @@ fn the_registry_can_be_asked() {
         | information_schema | views            |
         | p                  | v                |
         | system             | aliases          |
+        | system             | backtest_windows |
+        | system             | backtests        |
         | system             | deployments      |
         | system             | entities         |
         | system             | feature_services |
         | system             | feature_views    |
         | system             | features         |
+        | system             | jobs             |
         | system             | model_metrics    |
         | system             | model_versions   |
         | system             | models           |
         | system             | nodes            |
+        | system             | segments         |
         +--------------------+------------------+
     "#]]
     .assert_eq(&world.ask("select table_schema, table_name from information_schema.tables order by 1, 2"));

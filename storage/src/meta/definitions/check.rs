@@ -6,7 +6,8 @@ use crate::meta::names::{check_column_name, check_name};
 use crate::{Error, Result};
 use cairn_proto::command::{CREATED_TIMESTAMP, EVENT_TIMESTAMP};
 use cairn_proto::record::v1::{
-    Arm, Deployment, Entity, FeatureService, FeatureType, FeatureView, Field, Model, OnDemandFeatureView, ValueKind,
+    Arm, Deployment, Entity, FeatureService, FeatureType, FeatureView, Field, FileSource, Model, OnDemandFeatureView,
+    ValueKind,
 };
 use std::collections::BTreeSet;
 
@@ -42,6 +43,7 @@ pub fn feature_view(project: &Project, view: &FeatureView) -> Result<()> {
     check_name("a feature view", &view.name)?;
     check_text(&view.description)?;
     check_text(&view.source)?;
+    view.files.iter().try_for_each(check_files)?;
     if project.has_on_demand_feature_view(&view.name) {
         return taken("an on-demand feature view");
     }
@@ -193,6 +195,18 @@ fn check_count(what: &str, count: usize) -> Result<()> {
         0 => invalid(format!("it has no {what}; name at least one")),
         1..=COLUMNS_MAX => Ok(()),
         _ => invalid(format!("it has {count} {what}; the limit is {COLUMNS_MAX}")),
+    }
+}
+
+fn check_files(files: &FileSource) -> Result<()> {
+    check_text(&files.path)?;
+    check_text(&files.sql)?;
+    if files.path.trim().is_empty() {
+        return invalid("its source has no path; name a file or a folder".to_owned());
+    }
+    match files.event_timestamp.as_str() {
+        "" => Ok(()),
+        column => check_text(column),
     }
 }
 

@@ -287,6 +287,76 @@ fn model_versions_know_what_they_were_made_from() {
 }
 
 #[test]
+fn backtests_are_kept_for_each_model_version_with_their_windows() {
+    let bench = Bench::new();
+    bench.define(&[driver(), view("rides", 0, &["a"]), service("eta", &["rides"])]);
+    for _ in 0..2 {
+        bench.ok(register("p", "eta", "eta", true));
+    }
+    let ask = |backtest| Change::RecordBacktest(RecordBacktest { backtest: Some(backtest) });
+    let mut ids = Vec::new();
+    for versions in [&[1][..], &[2, 1], &[2]] {
+        let Outcome::BacktestRecorded(made) = bench.ok(ask(backtest("p", versions))) else { panic!() };
+        assert_eq!((made.id, made.created_us), (bench.meta.applied().index, 1_000));
+        assert!(made.models.iter().all(|model| model.windows.is_empty()));
+        let stands = Backtest { id: made.id, created_us: 1_000, ..backtest("p", versions) };
+        assert_eq!(bench.meta.backtest("p", made.id).unwrap(), stands);
+        ids.push(made.id);
+    }
+    let bench = bench.restart();
+    let (first, second, third) = (ids[0], ids[1], ids[2]);
+    let list = |of, limit| {
+        let (found, more) = bench.meta.backtests("p", of, limit).unwrap();
+        (found.into_iter().map(|it| it.id).collect::<Vec<_>>(), more)
+    };
+    assert_eq!(list(None, 10), (vec![third, second, first], false));
+    assert_eq!(list(None, 2), (vec![third, second], true));
+    assert_eq!(bench.meta.backtest_ids("p").unwrap(), [third, second, first]);
+    assert!(bench.meta.backtest_ids("q").unwrap().is_empty());
+    assert_eq!(list(Some(("eta", Some(1))), 10), (vec![second, first], false));
+    assert_eq!(list(Some(("eta", Some(2))), 1), (vec![third], true));
+    assert_eq!(list(Some(("eta", None)), 10), (vec![third, second, first], false));
+    assert_eq!(list(Some(("eta", None)), 1), (vec![third], true));
+    for of in [("et", None), ("eta", Some(3))] {
+        let error = bench.meta.backtests("p", Some(of), 9).unwrap_err();
+        assert_eq!(error.kind(), cairn_proto::ErrorKind::NotFound, "{error}");
+    }
+    let error = bench.meta.backtest("p", 1).unwrap_err().to_string();
+    assert_eq!(error, "backtest 1 not found in project `p`; `cairn backtest list` tells which there are");
+    let up = bench.meta.lineage(&format!("backtest:p/{second}"), true, 1).unwrap();
+    let up: Vec<_> = up.iter().map(|edge| (edge.from.as_str(), edge.kind.as_str())).collect();
+    let spine = format!("artifact:{}", "07".repeat(32));
+    let tested = |version| (version, "backtested");
+    assert_eq!(up, [(spine.as_str(), "spine_of"), tested("model_version:p/eta@1"), tested("model_version:p/eta@2")]);
+
+    let check = |kind, message, change: &dyn Fn(&mut Backtest)| {
+        let mut wrong = backtest("p", &[1, 2]);
+        change(&mut wrong);
+        bench.refused(ask(wrong), kind, message);
+    };
+    check("not_found", "project `q` not found", &|it| it.project = "q".into());
+    check("not_found", "`eta@3` not found", &|it| it.models[1].version = 3);
+    check("invalid_argument", "upload the file first", &|it| it.spine = None);
+    check("invalid_argument", "BLAKE3", &|it| it.content = vec![1].into());
+    check("invalid_argument", "ends after it begins", &|it| it.to_us = it.from_us);
+    check("invalid_argument", "ends after it begins", &|it| it.window_us = 11);
+    check("invalid_argument", "1 to 8 models", &|it| it.models.clear());
+    check("invalid_argument", "1 to 8 models", &|it| it.models = vec![it.models[0].clone(); 9]);
+    check("invalid_argument", "`eta@1` twice", &|it| it.models[1].version = 1);
+    check("invalid_argument", "not a name for a metric", &|it| it.metrics[0].name = "a-b".into());
+    check("invalid_argument", "`eta@1` reads feature service `eta@1`, and the backtest was made with `et@1`", &|it| {
+        it.models[0].feature_service = "et".into();
+    });
+    let fits = "scores of `eta@1` do not fit";
+    check("invalid_argument", fits, &|it| it.models[0].windows.truncate(2));
+    check("invalid_argument", fits, &|it| it.models[0].windows[0].from_us += 1);
+    check("invalid_argument", fits, &|it| it.models[0].windows[0].rows += 1);
+    check("invalid_argument", fits, &|it| it.models[0].windows[0].metrics.clear());
+    check("invalid_argument", fits, &|it| it.models[0].overall = None);
+    check("too_large", "take longer windows", &|it| it.description = "x".repeat(2 << 20));
+}
+
+#[test]
 fn datasets_are_kept_once_with_what_they_were_made_from() {
     let bench = Bench::new();
     bench.define(&[driver(), view("rides", 0, &["a"]), service("eta", &["rides"])]);
@@ -474,9 +544,9 @@ fn commands_of_a_newer_version_stop_the_replica_by_name() {
     bench.define(&[driver()]);
     let (state, applied) = (bench.meta.checksum().unwrap(), bench.meta.applied());
     let tick = command(Change::TimeTick(TimeTick::default()), "");
-    let newer = MetaCommand { version: 2, ..MetaCommand::decode(&*tick).unwrap() }.encode_to_vec();
+    let newer = MetaCommand { version: 3, ..MetaCommand::decode(&*tick).unwrap() }.encode_to_vec();
     let unknown = MetaCommand { version: 1, ..Default::default() }.encode_to_vec();
-    for (command, message) in [(newer, "entry 3 is a command of version 2"), (unknown, "entry 3 asks for a change")] {
+    for (command, message) in [(newer, "entry 3 is a command of version 3"), (unknown, "entry 3 asks for a change")] {
         let entries = [Entry { index: 2, command: Some(&tick) }, Entry { index: 3, command: Some(&command) }];
         let fatal = bench.meta.apply(&entries, b"").unwrap_err().to_string();
         assert!(fatal.contains(message), "{fatal}");

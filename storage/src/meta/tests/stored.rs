@@ -1,7 +1,10 @@
 //! What is on disk: golden bytes, and data of other versions.
 
 use super::*;
-use cairn_proto::record::v1::{AliasMove, ClusterInfo, LineageEdge, MetaCounters, NodeState, Project};
+use cairn_proto::record::v1::{
+    AliasMove, Backfill, BacktestOf, BacktestWindows, ChunkRange, ClusterInfo, FileSource, Filled, Job, LineageEdge,
+    MetaCounters, NodeState, Project, SourceFile, job,
+};
 use std::fmt::Write;
 
 fn one_of_each() -> Vec<Row> {
@@ -48,6 +51,32 @@ fn one_of_each() -> Vec<Row> {
         index: 6,
         applied_us: 7,
     };
+    let fill = Backfill {
+        view: text("rides"),
+        view_version: 2,
+        storage_id: 258,
+        from_us: -10,
+        to_us: 300,
+        chunk_us: 7,
+        lanes: 2,
+        files: vec![SourceFile { path: text("/data/a.csv"), size: 258, content: vec![5; 32].into() }],
+        done: vec![ChunkRange { first: 0, last: 3 }, ChunkRange { first: 5, last: 5 }],
+        rows: 1_000,
+        batch_rows: 64,
+    };
+    let job = Job {
+        id: 77,
+        project: text("p"),
+        state: 1,
+        message: text("why"),
+        revision: 78,
+        begun_us: 1,
+        changed_us: 2,
+        ended_us: 3,
+        author: text("ann"),
+        node: 4,
+        kind: Some(job::Kind::Backfill(fill)),
+    };
     vec![
         Row::Cluster(cluster),
         Row::Node(node),
@@ -62,6 +91,15 @@ fn one_of_each() -> Vec<Row> {
         Row::RequestSlot { slot: 258, id: text("request-1") },
         Row::Counters(MetaCounters { requests: 259 }),
         Row::Dataset(Box::new(dataset("p", "may", &["rides@1:rating"]))),
+        Row::Job(Box::new(job)),
+        Row::Filled(Filled { project: text("p"), storage_id: 258, job: 77, index: 300, at_us: -9 }),
+        Row::Backtest(Box::new(Backtest { id: 258, created_us: 7, ..backtest("p", &[1, 2]) })),
+        Row::BacktestWindows(BacktestWindows {
+            project: text("p"),
+            id: 258,
+            windows: backtest("p", &[1]).models.remove(0).windows,
+        }),
+        Row::BacktestOf(BacktestOf { project: text("p"), model: text("eta"), version: 2, id: 258 }),
     ]
 }
 
@@ -99,6 +137,29 @@ fn golden_clusters_of_version_2_hold() {
         assert_eq!(Row::decode(&key, &value).unwrap_err().kind(), cairn_proto::ErrorKind::Corrupt);
     }
     expect_test::expect_file!["../../../tests/golden/meta_clusters_v2.hex"].assert_eq(&golden);
+}
+
+/// What a version that knows feature views with files wrote.
+#[test]
+fn golden_definitions_of_version_2_hold() {
+    let Some(Kind::FeatureView(view)) = view("rides", 60, &["rating"]).kind else { panic!() };
+    let text = |text: &str| text.to_owned();
+    let files = FileSource { path: text("/data/*.csv"), sql: text("select 1"), event_timestamp: text("at") };
+    let definition = Some(of(Kind::FeatureView(FeatureView { files: Some(files), ..view })));
+    let row = Row::Definition(DefinitionVersion {
+        project: text("p"),
+        version: 2,
+        definition,
+        storage_id: 5,
+        index: 6,
+        applied_us: 7,
+    });
+    let (key, mut value) = (row.key(), row.value());
+    assert_eq!(Row::decode(&key, &value).unwrap().unwrap(), row);
+    let golden = format!("Definition: {} = {}\n", digits(&key), digits(&value));
+    expect_test::expect_file!["../../../tests/golden/meta_definitions_v2.hex"].assert_eq(&golden);
+    value[0] = 1;
+    assert_eq!(Row::decode(&key, &value).unwrap_err().kind(), cairn_proto::ErrorKind::Corrupt);
 }
 
 /// What a version that knows node states wrote. A row of version 2 is a node in another state than active, or a cluster
