@@ -190,7 +190,9 @@ pub async fn read_plan(
         let (node, plan, rows) = (Arc::clone(node), Arc::clone(plan), rows.clone());
         return crate::api::flight::blocking(move || joined(&node, &plan, &rows, join)).await;
     }
-    if rows.num_rows().saturating_mul(plan.views().len()) <= INLINE_LOOKUPS_MAX {
+    // History may be in segments, of which a part is read from disk and decoded.
+    let from_disk = (at.as_of_us.is_some() || at.known_us.is_some()) && node.source.has_segments();
+    if !from_disk && rows.num_rows().saturating_mul(plan.views().len()) <= INLINE_LOOKUPS_MAX {
         match plan.read_online(rows, at, node.source.as_ref(), options) {
             // What passes is waited for off this thread.
             Err(error) if error.will_pass() => {}

@@ -70,10 +70,7 @@ impl Target {
         let catalog = node.meta.catalog();
         let project = catalog.project(&ask.project)?;
         let view = project.feature_view(&ask.feature_view, None)?;
-        let mut join_keys = Vec::new();
-        for name in &view.entities {
-            join_keys.extend(project.entity(name)?.join_keys.iter().cloned());
-        }
+        let join_keys = project.join_keys(view)?;
         let schema = RowSchema::new(&view.features)?;
         let project = ask.project.clone();
         let (view, storage_id, delete) = (view.name.clone(), view.storage_id, ask.delete);

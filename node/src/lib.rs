@@ -35,6 +35,7 @@ pub mod moves;
 pub mod node;
 pub mod predict;
 pub mod server;
+pub mod shard_step;
 pub mod sql;
 pub mod stores;
 pub mod tiering;

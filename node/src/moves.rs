@@ -3,16 +3,12 @@
 //! Nothing of a move is kept here. Which step is next follows from what the two shards and meta say
 //! ([`cairn_storage::shard::next_asks`]), so another node goes on where this one stopped, and two at once do no harm.
 
-use crate::clock::now_us;
 use crate::error::{Error, Result};
 use crate::meta_write;
 use crate::node::Node;
-use bytes::Bytes;
-use cairn_proto::record::v1::{
-    ShardCommand, ShardOutcome, SlotExportState, SlotMove, SlotMoveState, shard_command::Change,
-};
+use crate::shard_step;
+use cairn_proto::record::v1::{SlotExportState, SlotMove, SlotMoveState, shard_command::Change};
 use cairn_storage::shard::{Ask, MOVE_VERSION, next_asks};
-use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -21,7 +17,6 @@ use tokio::time::Instant;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// After a step that could not be taken.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
-const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Drives moves for as long as the node runs.
 pub async fn drive(node: Arc<Node>) {
@@ -106,18 +101,13 @@ fn note<'a>(it: &'a SlotMove, change: &Change, sealed: &'a mut Option<Instant>) 
     }
 }
 
-/// Proposes a step and waits until this node has applied it; `false` when the shard refused it.
+/// Takes a step; `false` when the shard refused it.
 async fn propose(node: &Node, it: &SlotMove, shard: u32, change: Change) -> Result<bool> {
-    let deadline = Instant::now() + STEP_TIMEOUT;
-    let command = ShardCommand { version: MOVE_VERSION, proposed_at_us: now_us(), change: Some(change) };
-    // Each step changes nothing the second time.
-    let proposed = node.cluster.propose(shard, Bytes::from(command.encode_to_vec()), true, deadline).await?;
-    let outcome = ShardOutcome::decode(proposed.outcome)?;
-    node.cluster.wait_applied(shard, proposed.index, deadline).await?;
-    if let Some(refusal) = &outcome.refused {
+    let refusal = shard_step::propose(node, shard, MOVE_VERSION, change).await?;
+    if let Some(refusal) = &refusal {
         tracing::debug!(slot_move = it.id, shard, refused = refusal.message, "a step of a move was refused");
     }
-    Ok(outcome.refused.is_none())
+    Ok(refusal.is_none())
 }
 
 /// How far a move is, as this node's replicas know: its step, and the rows copied.

@@ -9,15 +9,15 @@ use crate::artifacts;
 use crate::clock::now_us;
 use crate::error::{Error, Result};
 use crate::node::Node;
+use crate::shard_step;
 use bytes::Bytes;
 use cairn_consensus::Error as PeerError;
 use cairn_proto::ErrorKind;
-use cairn_proto::record::v1::{AddSegment, Segment, ShardCommand, ShardOutcome, shard_command::Change};
+use cairn_proto::record::v1::{AddSegment, Segment, shard_command::Change};
 use cairn_storage::blob::hex;
 use cairn_storage::row::RowSchema;
 use cairn_storage::segment::SegmentLayout;
 use cairn_storage::shard::{Cold, SEGMENT_VERSION, Shard};
-use prost::Message;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -118,10 +118,7 @@ fn cold(node: &Node) -> Result<Vec<(SegmentLayout, i64)>> {
     let mut found = Vec::new();
     for project in catalog.projects() {
         for view in project.feature_views().filter(|view| view.hot_window_us > 0) {
-            let mut join_keys = Vec::new();
-            for entity in &view.entities {
-                join_keys.extend(project.entity(entity)?.join_keys.iter().cloned());
-            }
+            let join_keys = project.join_keys(view)?;
             let row = RowSchema::new(&view.features)?;
             let step = (view.hot_window_us / STEPS_OF_WINDOW).clamp(STEP_MIN_US, STEP_MAX_US);
             let edge = now_us().saturating_sub(view.hot_window_us);
@@ -187,18 +184,12 @@ async fn trim(node: &Arc<Node>, group: u32, shard: &Arc<Shard>) -> Result<()> {
     }
 }
 
-/// Proposes a step and waits until this node has applied it.
+/// Takes a step.
 ///
 /// # Errors
 /// `Conflict` when the shard refused it: somebody else was faster, or slots move.
 async fn propose(node: &Node, group: u32, change: Change) -> Result<()> {
-    let deadline = Instant::now() + STEP_TIMEOUT;
-    let command = ShardCommand { version: SEGMENT_VERSION, proposed_at_us: now_us(), change: Some(change) };
-    // Each step changes nothing the second time.
-    let proposed = node.cluster.propose(group, Bytes::from(command.encode_to_vec()), true, deadline).await?;
-    let outcome = ShardOutcome::decode(proposed.outcome)?;
-    node.cluster.wait_applied(group, proposed.index, deadline).await?;
-    match outcome.refused {
+    match shard_step::propose(node, group, SEGMENT_VERSION, change).await? {
         Some(refusal) => Err(Error::new(ErrorKind::Conflict, format!("shard {group}: {}", refusal.message))),
         None => Ok(()),
     }

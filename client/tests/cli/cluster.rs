@@ -29,7 +29,8 @@ async fn the_last_node_cannot_be_spared() -> TestResult {
             "a node adds itself: start it on its machine, with an empty data directory: cairnd --data-dir DIR",
         ),
         ("cluster add n1", 0, "node `n1` (id 1) is in the cluster and has caught up with every group"),
-        ("cluster add n2 --timeout 1", 5, "--join 127.0.0.1:"),
+        // Long enough that a machine that stands still for a moment still answers.
+        ("cluster add n2 --timeout 5", 5, "--join 127.0.0.1:"),
         ("cluster transfer-leader 1 n1", 0, "node `n1` leads group 1 already"),
         ("cluster transfer-leader 1 N1", 3, "node `N1` not found; did you mean `n1`?"),
         ("cluster transfer-leader 7 n1", 2, "no group 7; groups are 0 to 2"),

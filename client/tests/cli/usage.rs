@@ -46,7 +46,7 @@ async fn what_does_not_answer_is_named() -> TestResult {
     let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
     let address = silent.local_addr()?.to_string();
     let late = said(&address, "status --timeout 1").await?;
-    assert!(late.starts_with("error: no answer from NODE within 1"), "{late}");
+    assert!(late.starts_with("error: no answer from NODE within "), "{late}");
     assert!(late.ends_with("exit Some(5)\n"), "{late}");
 
     // Something that speaks another protocol.

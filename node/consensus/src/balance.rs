@@ -21,6 +21,8 @@ use tokio::time::Instant;
 /// One move may take this long: an election at worst, or the two steps of a membership change.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
+/// A rebalance waits so long for another one.
+const TURN_WAIT: Duration = Duration::from_secs(2);
 /// Looks that find nothing to move before a rebalance is over: a group that just moved is seen by all by then.
 const QUIET_LOOKS: usize = 3;
 
@@ -113,8 +115,10 @@ pub(crate) async fn rebalance_here(node: &Arc<Node>, deadline: Instant) -> Resul
     if !node.group(0)?.status(node.me()).is_leader {
         return Ok(None);
     }
+    // The look that is taken from time to time has it for a moment.
     let busy = |_| Error::Overloaded("a rebalance is under way; try again when it is over".into());
-    let _turn = node.balancing.try_lock().map_err(busy)?;
+    let turn = tokio::time::timeout_at(deadline.min(Instant::now() + TURN_WAIT), node.balancing.lock());
+    let _turn = turn.await.map_err(busy)?;
     let mut done = Rebalanced::default();
     // Every move narrows a gap, so this many are more than can be needed; a limit is a limit.
     let moves_max = 4 * node.groups.len() + 8;

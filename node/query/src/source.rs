@@ -165,6 +165,11 @@ impl ShardedSource {
         }
     }
 
+    /// Whether some of the history here is in segments.
+    pub fn has_segments(&self) -> bool {
+        self.shards.iter().any(|shard| !shard.tiers().segments().is_empty())
+    }
+
     /// Counts up whenever a slot is read in another shard than before, or in none.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)

@@ -198,11 +198,7 @@ fn wanted(catalog: &Catalog, project: &str, view: &Versioned<FeatureView>) -> Re
             view.name, view.version
         ))
     })?;
-    let project = catalog.project(project)?;
-    let mut join_keys = Vec::new();
-    for entity in &view.entities {
-        join_keys.extend(project.entity(entity)?.join_keys.iter().cloned());
-    }
+    let join_keys = catalog.project(project)?.join_keys(view)?;
     Ok(Wanted { view: view.name.clone(), join_keys, features: view.features.clone(), files })
 }
 

@@ -4,8 +4,8 @@ use crate::near;
 use crate::{Error, Result};
 use cairn_proto::record::v1::definition::Kind;
 use cairn_proto::record::v1::{
-    self as record, AliasMove, Definition, DefinitionVersion, Deployment, Entity, FeatureService, FeatureView, Model,
-    ModelVersion, OnDemandFeatureView,
+    self as record, AliasMove, Definition, DefinitionVersion, Deployment, Entity, FeatureService, FeatureView, Field,
+    Model, ModelVersion, OnDemandFeatureView,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -147,6 +147,18 @@ impl Project {
     /// `NotFound` with a near name or what to do, like all lookups here.
     pub fn entity(&self, name: &str) -> Result<&Arc<Versioned<Entity>>> {
         self.newest(DefinitionKind::Entity, &self.entities, name)
+    }
+
+    /// The columns of an entity key of the view, in the order of its entities.
+    ///
+    /// # Errors
+    /// `NotFound` for an entity that is not defined.
+    pub fn join_keys(&self, view: &FeatureView) -> Result<Vec<Field>> {
+        let mut fields = Vec::new();
+        for name in &view.entities {
+            fields.extend(self.entity(name)?.join_keys.iter().cloned());
+        }
+        Ok(fields)
     }
 
     /// `version` `None` = the newest.

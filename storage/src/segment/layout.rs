@@ -13,6 +13,7 @@ use crate::{Error, Result};
 use arrow_schema::{DataType, Field as ArrowField, Schema, SchemaRef, TimeUnit};
 use cairn_proto::record::v1::{Field, SegmentHead};
 use prost::Message;
+use std::fmt::Write;
 use std::sync::Arc;
 
 pub(super) const HEAD_KEY: &str = "cairn.segment";
@@ -70,8 +71,11 @@ impl SegmentLayout {
             features: self.row.fields().to_vec(),
             group_keys: group_keys.into_iter().map(Into::into).collect(),
         };
-        let hex = |text: String, byte: u8| format!("{text}{byte:02x}");
-        head.encode_to_vec().into_iter().fold(String::new(), hex)
+        let mut text = String::new();
+        for byte in head.encode_to_vec() {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
     }
 
     /// Reads what [`Self::head`] wrote: the layout, and the first key of each row group.

@@ -279,15 +279,18 @@ impl<'c, 'd> Working<'c, 'd> {
         self.forget_slots(first, last);
     }
 
-    /// Deletes rows that a segment holds: on disk, and those that this very apply would write.
+    /// Deletes rows that a segment holds: on disk, and those that this very apply would write. Goes from slot to slot, so
+    /// that what other views have in between costs nothing.
     pub(super) fn trim_rows(&mut self, trimmed: Trimmed) -> Result<()> {
         let mut iter = history_iter(self.db, Some(trimmed.to.clone()))?;
-        iter.seek(&trimmed.from)?;
-        while let Some((key, _)) = iter.entry() {
-            if trimmed.has(key) {
-                self.trimmed.push(key.to_vec());
+        for prefix in trimmed.prefixes() {
+            iter.seek(trimmed.from.as_slice().max(&prefix))?;
+            while let Some((key, _)) = iter.entry().filter(|(key, _)| key.starts_with(&prefix)) {
+                if trimmed.has(key) {
+                    self.trimmed.push(key.to_vec());
+                }
+                iter.advance()?;
             }
-            iter.advance()?;
         }
         self.rows.trim(trimmed);
         Ok(())

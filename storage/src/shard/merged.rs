@@ -16,6 +16,8 @@ pub(super) struct Merged<'a> {
     /// Which of them stands at the smallest key; `None` = the database.
     least: Option<usize>,
     value: Vec<u8>,
+    /// The key that [`Self::advance`] leaves.
+    left: Vec<u8>,
 }
 
 struct Part<'a> {
@@ -58,7 +60,7 @@ pub(super) fn merged<'a>(
         let cursor = SegmentCursor::new(super::store(store)?.open(&root_of(segment)?)?);
         parts.push(Part { cursor, segment });
     }
-    Ok(Merged { db, segments: parts, least: None, value: Vec::new() })
+    Ok(Merged { db, segments: parts, least: None, value: Vec::new(), left: Vec::new() })
 }
 
 /// An iterator over all history keys of `db` below `upper`.
@@ -95,17 +97,20 @@ impl Merged<'_> {
             self.db.advance()?;
             return Ok(());
         }
+        let mut left = std::mem::take(&mut self.left);
         let Some((key, _)) = self.entry() else { return Ok(()) };
-        let here = key.to_vec();
-        if self.db.entry().is_some_and(|(key, _)| key == here) {
+        left.clear();
+        left.extend_from_slice(key);
+        if self.db.entry().is_some_and(|(key, _)| key == left) {
             self.db.advance()?;
         }
         for part in &mut self.segments {
-            if part.key() == Some(&here[..]) {
+            if part.key() == Some(&left[..]) {
                 part.cursor.advance()?;
                 part.settle()?;
             }
         }
+        self.left = left;
         self.choose()
     }
 

@@ -95,10 +95,7 @@ impl ViewTable {
     ) -> Result<Self> {
         let project = catalog.project(project)?;
         let view = project.feature_view(view, version)?;
-        let mut join_keys = Vec::new();
-        for entity in &view.entities {
-            join_keys.extend(project.entity(entity)?.join_keys.iter().cloned());
-        }
+        let join_keys = project.join_keys(view)?;
         let mut columns: Vec<(Column, ArrowField)> = Vec::new();
         let typed = |field: &Field, nullable| {
             ArrowField::new(&field.name, arrow_type(&field.r#type.unwrap_or_default()), nullable)
