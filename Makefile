@@ -57,6 +57,10 @@ bench-replication: build ## Three nodes: writes beside etcd where it is installe
 	@.ci/install-extra etcd-server
 	$(BIN)/cairn-bench --cairnd $(BIN)/cairnd --only replication,failover,catch-up,idle $(ARGS)
 
+.PHONY: bench-history
+bench-history: build venv ## A training set of a million rows, beside Polars and DuckDB: ARGS="--growth 0.1,0.3,1"
+	$(VENV)/bin/python bench/history/run.py --bin $(BIN) $(ARGS)
+
 .PHONY: jepsen
 jepsen: build ## Mixed faults on five real processes, a verdict on each promise: MINUTES=5 SEED=1; KILLS=500 for kill -9 alone
 	@.ci/install-extra libfaketime

@@ -37,3 +37,31 @@ fn what_is_about_clusters_runs_and_says_its_numbers() {
     // The folder of the run is gone, the numbers stay.
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
+
+/// `make bench-history` in its short form. Polars and DuckDB must join as Cairn does, value by value, or the run fails.
+#[test]
+fn a_training_set_is_what_polars_and_duckdb_join() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("numbers.jsonl");
+    let cairnd = cairn_client::local::cairnd().unwrap();
+    let python = std::env::var("CAIRN_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let run = Command::new(python)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/history/run.py"))
+        .args(["--entities", "2000", "--versions", "60", "--spine", "40000", "--views", "1,2", "--rounds", "1"])
+        .arg("--bin")
+        .arg(cairnd.parent().unwrap())
+        .arg("--folder")
+        .arg(folder.path())
+        .arg("--out")
+        .arg(&out)
+        .output()
+        .unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{said}");
+    let text = std::fs::read_to_string(&out).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for system in ["cairn", "polars", "duckdb"] {
+        let views: Vec<_> = lines.iter().filter(|line| line["system"] == system).map(|line| &line["views"]).collect();
+        assert_eq!(views, [1, 2], "{system}: {said}");
+    }
+}

@@ -27,6 +27,10 @@ use tokio::time::Instant;
 
 /// A segment ends with the slot in which it reaches so many rows.
 const SEGMENT_ROWS: u64 = 1 << 20;
+/// Rows that came late go to segments when there are so many of them in a shard, and this share of what is in segments.
+/// Fewer wait for the next step of the window.
+const LATE_ROWS_MIN: u64 = 1 << 16;
+const LATE_SHARE: u64 = 8;
 /// Bytes handed on at once while a segment is written.
 const PIECE_BYTES: usize = 256 << 10;
 /// Between two looks for segments that are not on this node.
@@ -97,19 +101,29 @@ async fn round(node: &Arc<Node>, group: u32, settled: &mut BTreeMap<(u32, u32), 
     let shard = Arc::clone(node.shard(group)?);
     trim(node, group, &shard).await?;
     for (layout, before_us) in cold(node)? {
-        let known = settled.get(&(group, layout.storage_id));
-        if known.is_some_and(|known| *known >= before_us) {
+        let known = settled.get(&(group, layout.storage_id)).is_some_and(|known| *known >= before_us);
+        let late = shard.late_rows(layout.storage_id);
+        let again = known && late >= late_min(&shard, layout.storage_id);
+        if known && !again {
             continue;
         }
-        let cold = Cold { storage_id: layout.storage_id, before_us, rows_max: SEGMENT_ROWS };
+        let cold = Cold { storage_id: layout.storage_id, before_us, rows_max: SEGMENT_ROWS, again };
         let mut from = 0;
         while let Some(slot) = shard.cold_slot(&cold, from) {
             from = extract(node, group, &shard, &cold, slot, layout.clone()).await?;
             trim(node, group, &shard).await?;
         }
         settled.insert((group, layout.storage_id), before_us);
+        shard.forget_late(layout.storage_id, late);
     }
     Ok(())
+}
+
+/// So many late rows are worth segments of their own: in proportion to what is there, so that segments stay few.
+fn late_min(shard: &Shard, storage_id: u32) -> u64 {
+    let tiers = shard.tiers();
+    let rows: u64 = tiers.segments().iter().filter(|it| it.storage_id == storage_id).map(|it| it.rows).sum();
+    LATE_ROWS_MIN.max(rows / LATE_SHARE)
 }
 
 /// The views with a hot window, and the event time before which their history is no longer hot.

@@ -166,6 +166,23 @@ impl EntityKeys {
         Ok(keys)
     }
 
+    /// The rows whose key is not that of the row above, ascending: the first, and each where another entity begins.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn heads(join_keys: &[Field], columns: &[ArrayRef]) -> Result<Vec<u32>> {
+        let rows = columns.first().map_or(0, |column| column.len());
+        let mut differs = vec![false; rows];
+        differs.iter_mut().take(1).for_each(|first| *first = true);
+        for (field, column) in join_keys.iter().zip(columns) {
+            if column.len() != rows || column.null_count() > 0 {
+                return Err(Error::InvalidArgument(format!("join key `{}` misses values", field.name)));
+            }
+            KeyColumn::new(field, column)?.mark(&mut differs);
+        }
+        Ok((0..).zip(differs).filter(|(_, differs)| *differs).map(|(row, _)| row).collect())
+    }
+
     pub fn len(&self) -> usize {
         self.offsets.len() - 1
     }
@@ -222,6 +239,29 @@ impl KeyColumn {
             Self::Timestamp(array) => array.nulls(),
             Self::String(array) => array.nulls(),
             Self::Bytes(array) => array.nulls(),
+        }
+    }
+
+    /// Marks the rows that differ from the one above them.
+    fn mark(&self, differs: &mut [bool]) {
+        fn values<T: PartialEq>(values: &[T], differs: &mut [bool]) {
+            for (pair, differs) in values.windows(2).zip(differs.iter_mut().skip(1)) {
+                *differs |= matches!(pair, [above, here] if above != here);
+            }
+        }
+        fn others<T: PartialEq>(value: impl Fn(usize) -> T, differs: &mut [bool]) {
+            for (row, differs) in differs.iter_mut().enumerate().skip(1) {
+                *differs |= value(row - 1) != value(row);
+            }
+        }
+        match self {
+            Self::Bool(array) => others(|row| array.value(row), differs),
+            Self::Int32(array) => values(array.values(), differs),
+            Self::Int64(array) => values(array.values(), differs),
+            Self::Date(array) => values(array.values(), differs),
+            Self::Timestamp(array) => values(array.values(), differs),
+            Self::String(array) => others(|row| array.value(row), differs),
+            Self::Bytes(array) => others(|row| array.value(row), differs),
         }
     }
 

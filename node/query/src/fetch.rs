@@ -55,6 +55,10 @@ impl Keys {
     pub fn present(&self) -> &[u32] {
         &self.present
     }
+
+    pub fn encoded(&self) -> &EntityKeys {
+        &self.encoded
+    }
 }
 
 /// The newest rows as they stand, for a read about one moment that most newest rows satisfy.

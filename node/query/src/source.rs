@@ -1,11 +1,15 @@
 //! Where the rows of a plan come from.
 
+mod sweep;
+
+pub use sweep::Share;
+
 use crate::{Error, Result};
 use cairn_proto::SLOTS;
 use cairn_proto::record::v1::Segment;
 use cairn_storage::keys::slot_of;
 use cairn_storage::shard::{Claims, Shard};
-pub use cairn_storage::shard::{Lookup, RowRef};
+pub use cairn_storage::shard::{Lookup, RowRef, Sweep, Target};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,6 +34,15 @@ pub trait RowSource: Send + Sync {
     /// # Errors
     /// As [`Self::latest`].
     fn as_of(&self, storage_id: u32, lookups: &[Lookup<'_>], visit: &mut Visit<'_>) -> Result<()>;
+
+    /// Many lookups in one walk over the view's history; `None` from a source that has no such way. See
+    /// [`cairn_storage::shard::Shard::sweep`] for what lookups must be like.
+    ///
+    /// # Errors
+    /// As [`Self::latest`].
+    fn sweep(&self, _ask: &Sweep<'_>, _targets: &[Target]) -> Result<Option<Vec<Share>>> {
+        Ok(None)
+    }
 
     /// After [`Error::Moving`]: blocks until the same read may do better, no longer than `pause`.
     fn wait_moved(&self, _pause: Duration) {}
@@ -343,6 +356,10 @@ impl RowSource for ShardedSource {
                 Ok(shard.as_of(storage_id, &chosen, &mut |n, row| back(positions, n, row, visit))?)
             },
         )
+    }
+
+    fn sweep(&self, ask: &Sweep<'_>, targets: &[Target]) -> Result<Option<Vec<Share>>> {
+        self.sweep_shards(ask, targets).map(Some)
     }
 
     fn wait_moved(&self, pause: Duration) {

@@ -112,17 +112,12 @@ pub async fn historical(
     let work = tokio::spawn(blocking(move || {
         let _permit = permit;
         let mut join = plan.historical(&schema, options)?;
-        for batch in spine {
-            let mut gone = false;
-            join.join(&batch, source.as_ref(), &mut |part| {
-                gone = batches.blocking_send(part).is_err();
-                Ok(())
-            })?;
-            if gone {
-                break;
-            }
-        }
-        Ok(())
+        let mut gone = false;
+        let done = join.join(&spine, source.as_ref(), &mut |part| {
+            gone = batches.blocking_send(part).is_err();
+            if gone { Err(cairn_query::Error::Unavailable("the reader is gone".to_owned())) } else { Ok(()) }
+        });
+        if gone { Ok(()) } else { Ok(done?) }
     }));
     let mut encoder = Encoder::default();
     if replies.send(Ok(encoder.schema(&output))).await.is_err() {

@@ -3,11 +3,13 @@
 //! - [`layout`]: the columns of a file and what its footer says
 //! - [`writer`]: rows in key order into a file
 //! - [`reader`]: row groups back, keys first and features only where they are wanted
+//! - [`columns`]: row groups as columns, for joins
 //! - [`store`]: the segments of a node, which are blobs; those read lately stay in memory
 //! - [`cursor`]: a segment walked in key order; [`seeker`]: rows found for sorted lookups
 //!
 //! What always holds: a row comes back with the very bytes it was stored with; keys ascend through the whole file.
 
+mod columns;
 mod cursor;
 mod layout;
 mod reader;
@@ -17,6 +19,7 @@ mod store;
 mod tests;
 mod writer;
 
+pub use columns::GroupColumns;
 pub use cursor::SegmentCursor;
 pub use layout::SegmentLayout;
 pub use reader::{Group, SegmentFile};

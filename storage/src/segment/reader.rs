@@ -10,12 +10,13 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{TimestampMicrosecondType, UInt16Type, UInt64Type};
 use arrow_array::{ArrayRef, RecordBatch, RecordBatchReader};
 use arrow_select::concat::concat_batches;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::statistics::Statistics;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -55,6 +56,62 @@ impl ChunkReader for File {
             bytes.extend_from_slice(&chunk[..wanted]);
         }
         Ok(bytes.freeze())
+    }
+}
+
+/// Columns of a row group, fetched at once: they lie side by side, and each read of a blob begins with a search.
+struct Window {
+    file: File,
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Window {
+    fn new(segment: &SegmentFile, number: usize, columns: &[usize]) -> Result<Self, ParquetError> {
+        let metadata = segment.metadata.metadata();
+        let schema = metadata.file_metadata().schema_descr();
+        let leaves = metadata.row_groups().get(number).map_or(&[][..], |group| group.columns());
+        let wanted = leaves.iter().enumerate().filter(|(at, _)| columns.contains(&schema.get_column_root_idx(*at)));
+        let ranges: Vec<(u64, u64)> = wanted.map(|(_, leaf)| leaf.byte_range()).collect();
+        let start = ranges.iter().map(|(start, _)| *start).min().unwrap_or(0);
+        let end = ranges.iter().map(|(start, length)| start.saturating_add(*length)).max().unwrap_or(0);
+        let needed: u64 = ranges.iter().map(|(_, length)| *length).sum();
+        let file = segment.file.clone();
+        // Of columns far apart each is fetched by itself.
+        let bytes = match usize::try_from(end.saturating_sub(start)) {
+            Ok(length) if end - start <= needed.saturating_mul(2) && end <= file.size => {
+                file.get_bytes(start, length)?
+            }
+            _ => Bytes::new(),
+        };
+        Ok(Self { file, start, bytes })
+    }
+
+    fn slice(&self, start: u64, length: usize) -> Option<Bytes> {
+        let from = usize::try_from(start.checked_sub(self.start)?).ok()?;
+        let to = from.checked_add(length)?;
+        (to <= self.bytes.len()).then(|| self.bytes.slice(from..to))
+    }
+}
+
+impl Length for Window {
+    fn len(&self) -> u64 {
+        self.file.size
+    }
+}
+
+impl ChunkReader for Window {
+    type T = Box<dyn Read>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        match start.checked_sub(self.start).and_then(|from| self.bytes.get(usize::try_from(from).ok()?..)) {
+            Some(rest) if !rest.is_empty() => Ok(Box::new(self.bytes.slice_ref(rest).reader())),
+            _ => self.file.get_read(start),
+        }
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        self.slice(start, length).map_or_else(|| self.file.get_bytes(start, length), Ok)
     }
 }
 
@@ -103,9 +160,21 @@ impl SegmentFile {
         self.group_keys.partition_point(|first| first.as_slice() <= key).saturating_sub(1)
     }
 
-    fn read(&self, number: usize, columns: std::ops::Range<usize>) -> Result<RecordBatch> {
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), self.metadata.clone());
-        let mask = ProjectionMask::roots(builder.parquet_schema(), columns);
+    /// History key of a row group's first row; `None` behind the last group.
+    pub fn first_key(&self, number: usize) -> Option<&[u8]> {
+        self.group_keys.get(number).map(Vec::as_slice)
+    }
+
+    /// What is known of a column of a row group without reading it; `column` stands before the features.
+    pub(super) fn statistics(&self, number: usize, column: usize) -> Option<&Statistics> {
+        self.metadata.metadata().row_groups().get(number)?.columns().get(column)?.statistics()
+    }
+
+    /// All rows of some columns of a row group; `columns` ascend.
+    pub(super) fn read(&self, number: usize, columns: &[usize]) -> Result<Vec<ArrayRef>> {
+        let window = Window::new(self, number, columns).map_err(Error::parquet)?;
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(window, self.metadata.clone());
+        let mask = ProjectionMask::roots(builder.parquet_schema(), columns.iter().copied());
         let rows = self.metadata.metadata().row_groups().get(number).map_or(0, |group| group.num_rows() as usize);
         let reader = builder.with_row_groups(vec![number]).with_projection(mask).with_batch_size(rows.max(1));
         let reader = reader.build().map_err(Error::parquet)?;
@@ -118,13 +187,13 @@ impl SegmentFile {
                 concat_batches(&schema, &batches).map_err(|error| self.corrupt(number, &error.to_string()))?
             }
         };
-        match batch.num_rows() == rows {
-            true => Ok(batch),
+        match batch.num_rows() == rows && batch.num_columns() == columns.len() {
+            true => Ok(batch.columns().to_vec()),
             false => Err(self.corrupt(number, "rows are missing")),
         }
     }
 
-    fn corrupt(&self, number: usize, what: &str) -> Error {
+    pub(super) fn corrupt(&self, number: usize, what: &str) -> Error {
         Error::Corrupt(format!("row group {number} of segment `{}`: {what}", hex(&self.file.root)))
     }
 
@@ -133,8 +202,9 @@ impl SegmentFile {
     /// # Errors
     /// `Corrupt`, `Io`.
     pub fn group(self: &Arc<Self>, number: usize) -> Result<Group> {
-        let batch = self.read(number, 0..self.layout.leading())?;
-        let column = |at: usize| batch.columns().get(at).ok_or_else(|| self.corrupt(number, "a column is missing"));
+        let columns: Vec<usize> = (0..self.layout.leading()).collect();
+        let columns = self.read(number, &columns)?;
+        let column = |at: usize| columns.get(at).ok_or_else(|| self.corrupt(number, "a column is missing"));
         let keys = self.layout.join_keys.len();
         let join_keys: Vec<ArrayRef> = (1..=keys).map(|at| column(at).cloned()).collect::<Result<_>>()?;
         let entities = EntityKeys::encode(&self.layout.join_keys, &join_keys)?;
@@ -143,8 +213,8 @@ impl SegmentFile {
         let (event_us, created_us) = (times(keys + 1)?, times(keys + 2)?);
         let commits = column(keys + 4)?.as_primitive::<UInt64Type>().values();
         let mut bytes = Vec::new();
-        let mut ends = Vec::with_capacity(batch.num_rows());
-        for row in 0..batch.num_rows() {
+        let mut ends = Vec::with_capacity(slots.len());
+        for row in 0..slots.len() {
             let entity = entities.get(row).ok_or_else(|| self.corrupt(number, "a key is null"))?;
             push_prefix(slots[row], self.layout.storage_id, &mut bytes);
             bytes.extend_from_slice(entity);
@@ -240,8 +310,9 @@ impl Group {
             return Ok(Arc::clone(features));
         }
         let leading = self.segment.layout.leading();
-        let batch = self.segment.read(self.number, leading..leading + self.segment.layout.row.fields().len())?;
-        let encoder = Arc::new(RowEncoder::new(&self.segment.layout.row, batch.columns())?);
+        let columns: Vec<usize> = (leading..leading + self.segment.layout.row.fields().len()).collect();
+        let columns = self.segment.read(self.number, &columns)?;
+        let encoder = Arc::new(RowEncoder::new(&self.segment.layout.row, &columns)?);
         *features = Some(Arc::clone(&encoder));
         Ok(encoder)
     }

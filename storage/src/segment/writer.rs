@@ -36,13 +36,38 @@ pub struct SegmentWriter<W: Write + Send> {
     layout: SegmentLayout,
     schema: SchemaRef,
     projection: Vec<usize>,
-    out: ArrowWriter<W>,
+    out: Out<W>,
     batch: Batch,
     last_key: Vec<u8>,
     group_keys: Vec<Vec<u8>>,
     group_rows: usize,
     group_bytes: usize,
     written: Written,
+}
+
+/// The file, which begins with the first rows: how columns are encoded follows from what they hold.
+enum Out<W: Write + Send> {
+    Waiting(W),
+    Begun(Box<ArrowWriter<W>>),
+    /// An earlier write failed.
+    Broken,
+}
+
+impl<W: Write + Send> Out<W> {
+    fn begun(&mut self, layout: &SegmentLayout, first: &RecordBatch) -> Result<&mut ArrowWriter<W>> {
+        if let Self::Waiting(_) = self
+            && let Self::Waiting(out) = std::mem::replace(self, Self::Broken)
+        {
+            let plain = incompressible(layout, first)?;
+            let properties = properties(layout, &plain)?;
+            let writer = ArrowWriter::try_new(out, first.schema(), Some(properties)).map_err(Error::parquet)?;
+            *self = Self::Begun(Box::new(writer));
+        }
+        match self {
+            Self::Begun(writer) => Ok(writer),
+            _ => Err(Error::Internal("a segment was written on after a failure".to_owned())),
+        }
+    }
 }
 
 struct Batch {
@@ -77,31 +102,12 @@ impl<W: Write + Send> SegmentWriter<W> {
     pub fn new(layout: SegmentLayout, out: W) -> Result<Self> {
         let schema = layout.arrow_schema();
         let projection: Vec<usize> = (0..layout.row.fields().len()).collect();
-        let mut properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(Error::parquet)?))
-            .set_statistics_enabled(EnabledStatistics::Chunk)
-            .set_dictionary_enabled(false)
-            .set_created_by("cairn".to_owned());
-        // Of an entity with many rows its key is written once, in a dictionary.
-        for field in &layout.join_keys {
-            properties = properties.set_column_dictionary_enabled(ColumnPath::from(field.name.clone()), true);
-        }
-        let leading = schema.fields().iter().enumerate().take(layout.leading());
-        for (_, field) in leading.filter(|(at, _)| *at == 0 || *at > layout.join_keys.len()) {
-            let column = ColumnPath::from(field.name().clone());
-            if field.data_type() == &time_type() || field.name().ends_with("commit") {
-                properties = properties.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
-            } else if field.data_type().is_integer() {
-                properties = properties.set_column_dictionary_enabled(column, true);
-            }
-        }
-        let out = ArrowWriter::try_new(out, Arc::clone(&schema), Some(properties.build())).map_err(Error::parquet)?;
         Ok(Self {
             batch: Batch::new(&layout, &projection)?,
             layout,
             schema,
             projection,
-            out,
+            out: Out::Waiting(out),
             last_key: Vec::new(),
             group_keys: Vec::new(),
             group_rows: 0,
@@ -148,7 +154,9 @@ impl<W: Write + Send> SegmentWriter<W> {
             self.write_batch()?;
         }
         if group_is_full {
-            self.out.flush().map_err(Error::parquet)?;
+            if let Out::Begun(out) = &mut self.out {
+                out.flush().map_err(Error::parquet)?;
+            }
             (self.group_rows, self.group_bytes) = (0, 0);
         }
         Ok(())
@@ -175,7 +183,7 @@ impl<W: Write + Send> SegmentWriter<W> {
         let exact = RecordBatchOptions::new().with_row_count(Some(rows));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &exact)
             .map_err(|error| Error::Internal(format!("the columns of a segment: {error}")))?;
-        self.out.write(&batch).map_err(Error::parquet)
+        self.out.begun(&self.layout, &batch)?.write(&batch).map_err(Error::parquet)
     }
 
     /// Ends the file.
@@ -183,12 +191,66 @@ impl<W: Write + Send> SegmentWriter<W> {
     /// # Errors
     /// `Io`.
     pub fn finish(mut self) -> Result<(Written, W)> {
-        if !self.batch.slots.is_empty() {
+        if !self.batch.slots.is_empty() || matches!(self.out, Out::Waiting(_)) {
             self.write_batch()?;
         }
         let head = self.layout.head(std::mem::take(&mut self.group_keys));
-        self.out.append_key_value_metadata(KeyValue::new(HEAD_KEY.to_owned(), head));
-        let out = self.out.into_inner().map_err(Error::parquet)?;
-        Ok((self.written, out))
+        match self.out {
+            Out::Begun(mut out) => {
+                out.append_key_value_metadata(KeyValue::new(HEAD_KEY.to_owned(), head));
+                Ok((self.written, out.into_inner().map_err(Error::parquet)?))
+            }
+            _ => Err(Error::Internal("a segment was ended after a failure".to_owned())),
+        }
     }
+}
+
+/// The columns of features that zstd would not shrink by a quarter, by what it does to the first rows: measurements and
+/// embeddings are mostly noise, and take longer to unpack than to read.
+fn incompressible(layout: &SegmentLayout, first: &RecordBatch) -> Result<Vec<ColumnPath>> {
+    let properties = properties(layout, &[])?;
+    let mut out = ArrowWriter::try_new(Vec::new(), first.schema(), Some(properties)).map_err(Error::parquet)?;
+    out.write(first).map_err(Error::parquet)?;
+    let metadata = out.finish().map_err(Error::parquet)?;
+    let schema = metadata.file_metadata().schema_descr();
+    let leaves = metadata.row_groups().first().map_or(&[][..], |group| group.columns());
+    let features = leaves.iter().enumerate().filter(|(at, _)| schema.get_column_root_idx(*at) >= layout.leading());
+    let noise = features.filter(|(_, leaf)| leaf.compressed_size() * 4 > leaf.uncompressed_size() * 3);
+    Ok(noise.map(|(_, leaf)| leaf.column_path().clone()).collect())
+}
+
+/// - `plain`: columns of features that are not compressed
+fn properties(layout: &SegmentLayout, plain: &[ColumnPath]) -> Result<WriterProperties> {
+    let schema = layout.arrow_schema();
+    let mut properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(Error::parquet)?))
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_dictionary_enabled(false)
+        // A read takes whole row groups anyway: one page a column.
+        .set_data_page_row_count_limit(GROUP_ROWS)
+        .set_created_by("cairn".to_owned());
+    // Of an entity with many rows its key is written once, in a dictionary.
+    for field in &layout.join_keys {
+        properties = properties.set_column_dictionary_enabled(ColumnPath::from(field.name.clone()), true);
+    }
+    // Exponents beside exponents compress; mantissas mostly do not, and are passed over quickly.
+    for field in schema.fields().iter().skip(layout.leading()).filter(|field| field.data_type().is_floating()) {
+        let column = ColumnPath::from(field.name().clone());
+        properties = properties.set_column_encoding(column, Encoding::BYTE_STREAM_SPLIT);
+    }
+    let leading = schema.fields().iter().enumerate().take(layout.leading());
+    for (_, field) in leading.filter(|(at, _)| *at == 0 || *at > layout.join_keys.len()) {
+        let column = ColumnPath::from(field.name().clone());
+        if field.data_type() == &time_type() || field.name().ends_with("commit") {
+            properties = properties.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
+        } else if field.data_type().is_integer() {
+            properties = properties.set_column_dictionary_enabled(column, true);
+        }
+    }
+    for column in plain {
+        properties = properties
+            .set_column_compression(column.clone(), Compression::UNCOMPRESSED)
+            .set_column_encoding(column.clone(), Encoding::PLAIN);
+    }
+    Ok(properties.build())
 }

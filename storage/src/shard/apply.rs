@@ -21,10 +21,14 @@ use cairn_proto::record::v1::{
     AppliedSequence, Refusal, ShardCommand, ShardOutcome, UpsertRows, shard_command::Change,
 };
 use prost::Message;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Longest producer name.
 const PRODUCER_BYTES_MAX: usize = 256;
+
+/// Fewer rows are deleted one by one.
+const TRIM_RANGE_MIN: usize = if cfg!(test) { 2 } else { 32 };
 
 /// What an apply leads to, not yet written.
 pub(super) struct Prepared<'a> {
@@ -33,6 +37,8 @@ pub(super) struct Prepared<'a> {
     pub applied: Applied,
     pub slots: Arc<Slots>,
     pub tiers: Arc<Tiers>,
+    /// Rows by storage id that came when segments already had what is as old.
+    pub late: BTreeMap<u32, u64>,
 }
 
 pub(super) fn apply<'a>(
@@ -63,10 +69,11 @@ pub(super) fn apply<'a>(
         }));
     }
     let mut batch = db.batch()?;
+    let late = std::mem::take(&mut working.late);
     let (slots, tiers) = working.write(&mut batch, &mut outcomes)?;
     batch.put(SYSTEM, STATE_KEY, &encode_state(applied, position));
     let encode = |outcome: Option<ShardOutcome>| outcome.map(|outcome| outcome.encode_to_vec()).unwrap_or_default();
-    Ok(Prepared { batch, outcomes: outcomes.into_iter().map(encode).collect(), applied, slots, tiers })
+    Ok(Prepared { batch, outcomes: outcomes.into_iter().map(encode).collect(), applied, slots, tiers, late })
 }
 
 struct Decoded {
@@ -145,6 +152,7 @@ pub(super) struct Working<'c, 'd> {
     pub tiers_changed: bool,
     /// History keys that are in a segment.
     trimmed: Vec<Vec<u8>>,
+    late: BTreeMap<u32, u64>,
 }
 
 impl<'c, 'd> Working<'c, 'd> {
@@ -160,6 +168,7 @@ impl<'c, 'd> Working<'c, 'd> {
             tiers,
             tiers_changed: false,
             trimmed: Vec::new(),
+            late: BTreeMap::new(),
         }
     }
 
@@ -220,7 +229,17 @@ impl<'c, 'd> Working<'c, 'd> {
             }
         }
         self.note_changes(upsert, at, before, &fresh);
+        self.note_late(*storage_id, before);
         Ok(outcome)
+    }
+
+    /// Counts the rows from `before` on that came too late for the segments there are.
+    fn note_late(&mut self, storage_id: u32, before: usize) {
+        let Some(edge_us) = self.tiers.of(storage_id, 0, u16::MAX).map(|it| it.before_us).max() else { return };
+        let late = (before..self.rows.len()).filter(|row| self.rows.event_us(*row) < edge_us).count();
+        if late > 0 {
+            *self.late.entry(storage_id).or_default() += late as u64;
+        }
     }
 
     /// The segments that a command's rows are in, with how many rows each; `None` when some slot takes none.
@@ -285,15 +304,28 @@ impl<'c, 'd> Working<'c, 'd> {
         let mut iter = history_iter(self.db, Some(trimmed.to.clone()))?;
         for prefix in trimmed.prefixes() {
             iter.seek(trimmed.from.as_slice().max(&prefix))?;
+            let mut run: Vec<Vec<u8>> = Vec::new();
             while let Some((key, _)) = iter.entry().filter(|(key, _)| key.starts_with(&prefix)) {
-                if trimmed.has(key) {
-                    self.trimmed.push(key.to_vec());
+                match trimmed.has(key) {
+                    true => run.push(key.to_vec()),
+                    false => self.trim_run(std::mem::take(&mut run)),
                 }
                 iter.advance()?;
             }
+            self.trim_run(run);
         }
         self.rows.trim(trimmed);
         Ok(())
+    }
+
+    /// Deletes keys that follow each other on disk: many of them as one range, which later readers pass in one step.
+    fn trim_run(&mut self, mut keys: Vec<Vec<u8>>) {
+        if keys.len() < TRIM_RANGE_MIN {
+            self.trimmed.append(&mut keys);
+        } else if let (Some(mut end), Some(first)) = (keys.pop(), keys.first()) {
+            end.push(0); // just behind it
+            self.cleared.push((HISTORY, first.clone(), end));
+        }
     }
 
     /// Deletes the sequences of a segment that is gone for good.

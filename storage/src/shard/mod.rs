@@ -5,7 +5,7 @@
 //!   [`drive`]: which step is next
 //! - [`tiers`]: history that is in segments; [`tiering`]: what goes there next; [`merged`]: it and the database as one
 //! - [`records`]: values and system keys as bytes
-//! - [`reads`]: newest and as-of rows by entity key; [`scan`]: many rows in key order
+//! - [`reads`]: newest and as-of rows by entity key; [`sweep`]: many of these in one walk; [`scan`]: rows in key order
 //!
 //! What always holds: `latest` has the greatest (event time, created time, commit index) of the entity's rows in
 //! `history`; rows, deduplication and the applied position change in one write; reads never wait for writes.
@@ -21,6 +21,7 @@ mod records;
 mod rows;
 mod scan;
 mod slots;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod tiering;
@@ -33,6 +34,7 @@ pub use reads::Lookup;
 pub use records::RowRef;
 pub use scan::Scope;
 pub use slots::{Claims, Slots, home_shard};
+pub use sweep::{Found, Place, Sweep, Swept, Target, sort_targets};
 pub use tiering::{Cold, Extract};
 pub use tiers::{SEGMENTS_MAX, Tiers};
 
@@ -46,6 +48,7 @@ use cairn_proto::SLOTS;
 use cairn_proto::record::v1::{Audit, ShardCommand, TimeTick, shard_command::Change};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -87,6 +90,8 @@ pub struct Shard {
     /// Told whenever a claim changes.
     followers: Mutex<Vec<Follower>>,
     segments: OnceLock<Arc<SegmentStore>>,
+    /// By storage id, rows since the start that came when segments already had what is as old.
+    late: Mutex<BTreeMap<u32, u64>>,
 }
 
 type Follower = Box<dyn Fn(&Claims) + Send>;
@@ -131,6 +136,7 @@ impl Shard {
             changing: Mutex::new(()),
             digests: Digests::default(),
             followers: Mutex::default(),
+            late: Mutex::default(),
             segments: OnceLock::new(),
         }))
     }
@@ -238,7 +244,7 @@ impl Replica for Shard {
         let _changing = self.changing.lock();
         let db = self.group.db();
         let Progress { applied: replayed, slots: before, tiers: old_tiers, .. } = self.progress.read().clone();
-        let apply::Prepared { batch, outcomes, applied, slots, tiers } =
+        let apply::Prepared { batch, outcomes, applied, slots, tiers, late } =
             apply::apply(&db, replayed, before.clone(), old_tiers.clone(), entries, position)?;
         if !Arc::ptr_eq(&old_tiers, &tiers) {
             // Before rows go: who reads after that must know where they are.
@@ -250,6 +256,10 @@ impl Replica for Shard {
         }
         self.begun.fetch_max(applied.index, Ordering::AcqRel);
         db.write(batch)?;
+        if !late.is_empty() {
+            let mut known = self.late.lock();
+            late.into_iter().for_each(|(storage_id, rows)| *known.entry(storage_id).or_default() += rows);
+        }
         *self.progress.write() = Progress { applied, position: Some(position.to_vec()), slots: slots.clone(), tiers };
         if moved {
             self.tell(&slots.claims());

@@ -110,6 +110,10 @@ impl<'c> Rows<'c> {
         self.trims.push((self.rows.len(), trimmed));
     }
 
+    pub(super) fn event_us(&self, row: usize) -> i64 {
+        self.rows[row].row.event_us
+    }
+
     /// The slot of a row.
     pub(super) fn slot(&self, row: usize) -> u16 {
         slot_at(self.key(row))

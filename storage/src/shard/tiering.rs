@@ -4,6 +4,7 @@ use super::merged::history_iter;
 use super::records::decode_history;
 use super::tiers::{Tiers, belongs, has_slot};
 use super::{Progress, Shard};
+use crate::engine::Iter;
 use crate::keys::{push_prefix, split_history_key, split_latest_key};
 use crate::segment::{SegmentLayout, SegmentWriter, Written};
 use crate::{Error, Result};
@@ -21,12 +22,15 @@ pub struct Cold {
     pub before_us: i64,
     /// A segment ends with the slot in which it reaches so many rows.
     pub rows_max: u64,
+    /// Slots that segments have up to there already are looked at once more, for what came late.
+    pub again: bool,
 }
 
 impl Cold {
     /// Whether a segment has what is this cold in the slot.
     fn is_done(&self, tiers: &Tiers, slot: u16) -> bool {
-        tiers.of(self.storage_id, slot, slot).any(|it| it.before_us >= self.before_us && has_slot(it, slot))
+        !self.again
+            && tiers.of(self.storage_id, slot, slot).any(|it| it.before_us >= self.before_us && has_slot(it, slot))
     }
 }
 
@@ -50,7 +54,7 @@ impl Shard {
     /// when there is no such row; the slot behind those that were looked at.
     ///
     /// # Errors
-    /// `Corrupt`, `Io`; `Conflict` while slots move.
+    /// `Corrupt`, `Io`; `Conflict` while slots move, or rows of an earlier segment are still to leave the database.
     pub fn extract<W: Write + Send>(
         &self,
         cold: &Cold,
@@ -64,16 +68,23 @@ impl Shard {
         if slots.export().is_some() || slots.import().is_some() {
             return Err(Error::Conflict("a move of slots is under way".to_owned()));
         }
+        if cold.again && tiers.segments().iter().any(|it| !it.trimmed) {
+            return Err(Error::Conflict("a segment has just been added".to_owned()));
+        }
         let through_commit = applied.index.saturating_add(slots.commit_offset());
         let mut iter = history_iter(&db, None)?;
         let mut writer = SegmentWriter::new(layout, out)?;
-        let mut slot = from;
+        let (mut slot, mut empty_until) = (from, from);
         let (mut first, mut prefix) = (None, Vec::new());
         while usize::from(slot) < SLOTS
             && slots.has(slot)
             && !cold.is_done(&tiers, slot)
             && writer.rows() < cold.rows_max
         {
+            if slot < empty_until {
+                slot += 1;
+                continue;
+            }
             prefix.clear();
             push_prefix(slot, cold.storage_id, &mut prefix);
             iter.seek(&prefix)?;
@@ -89,6 +100,7 @@ impl Shard {
                 }
                 iter.advance()?;
             }
+            empty_until = slot_of_next(&iter);
             slot += 1;
         }
         let Some(first) = first else { return Ok((None, slot.max(from.saturating_add(1)))) };
@@ -108,6 +120,19 @@ impl Shard {
         Ok((Some((Extract { segment, expected_changes: tiers.changes() }, out)), slot))
     }
 
+    /// Rows of a storage id that came, since this replica started, when segments already had what is as old: they stay
+    /// in the database until the next extract of their slots.
+    pub fn late_rows(&self, storage_id: u32) -> u64 {
+        self.late.lock().get(&storage_id).copied().unwrap_or(0)
+    }
+
+    /// So many late rows were seen to.
+    pub fn forget_late(&self, storage_id: u32, rows: u64) {
+        if let Some(late) = self.late.lock().get_mut(&storage_id) {
+            *late = late.saturating_sub(rows);
+        }
+    }
+
     /// The next rows to leave the database, if any still have to.
     ///
     /// # Errors
@@ -125,7 +150,12 @@ impl Shard {
         }
         let mut seen = 0;
         let mut to = segment.trimmed_to.to_vec();
+        let mut empty_until = slot;
         while u32::from(slot) <= segment.last_slot {
+            if slot < empty_until {
+                slot += 1;
+                continue;
+            }
             prefix.clear();
             push_prefix(slot, segment.storage_id, &mut prefix);
             match begin.take() {
@@ -146,8 +176,14 @@ impl Shard {
                 }
                 iter.advance()?;
             }
+            empty_until = slot_of_next(&iter);
             slot += 1;
         }
         Ok(Some(TrimHistory { id: segment.id, from: segment.trimmed_to.clone(), to: to.into(), last: true }))
     }
+}
+
+/// The slot of the key where the iterator stands: before it there is nothing more.
+fn slot_of_next(iter: &Iter<'_>) -> u16 {
+    iter.entry().and_then(|(key, _)| split_latest_key(key)).map_or(SLOTS as u16, |(slot, ..)| slot)
 }

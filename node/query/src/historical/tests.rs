@@ -375,11 +375,20 @@ fn bad_spines_are_refused_with_what_is_needed() {
     let mut join = world.plan.historical(good.schema_ref(), HistoricalOptions::default()).unwrap();
     let other = batch(&[("event_timestamp", TIME), ("k", DataType::Int64)], &[]);
     assert!(
-        join.join(&other, &world.store.memory, &mut |_| Ok(())).unwrap_err().to_string().contains("share one schema")
+        join.join(std::slice::from_ref(&other), &world.store.memory, &mut |_| Ok(()))
+            .unwrap_err()
+            .to_string()
+            .contains("share one schema")
     );
-    assert_eq!(join.join(&good, &Failing, &mut |_| Ok(())).unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(
+        join.join(std::slice::from_ref(&good), &Failing, &mut |_| Ok(())).unwrap_err().kind(),
+        ErrorKind::Unavailable
+    );
     join.rows = SPINE_ROWS_MAX;
-    assert_eq!(join.join(&good, &world.store.memory, &mut |_| Ok(())).unwrap_err().kind(), ErrorKind::TooLarge);
+    assert_eq!(
+        join.join(std::slice::from_ref(&good), &world.store.memory, &mut |_| Ok(())).unwrap_err().kind(),
+        ErrorKind::TooLarge
+    );
 }
 
 #[test]

@@ -7,6 +7,8 @@ use crate::keys::{EntityKeys, slot_of};
 use crate::row::{RowEncoder, RowSchema};
 use crate::segment::{SegmentLayout, SegmentStore};
 use crate::testing::field;
+use arrow_array::cast::AsArray;
+use arrow_array::types::Int64Type;
 use arrow_array::{ArrayRef, Int64Array};
 use cairn_proto::record::v1::{AddSegment, SlotMove, SlotMoveState, TrimHistory, meta_command};
 
@@ -139,7 +141,8 @@ impl World {
                 }
             }
             Op::Extract(shard, before_us, from, rows_max) => {
-                let cold = Cold { storage_id: STORAGE_ID, before_us: *before_us, rows_max: *rows_max };
+                let again = rows_max % 3 == 0;
+                let cold = Cold { storage_id: STORAGE_ID, before_us: *before_us, rows_max: *rows_max, again };
                 let Some(slot) = self.shards[*shard].shard.cold_slot(&cold, slot_of(&entity(*from))) else { return };
                 let Ok((Some((extract, bytes)), next)) =
                     self.shards[*shard].shard.extract(&cold, slot, layout(), Vec::new())
@@ -300,6 +303,54 @@ impl World {
             };
             shard.shard.scan(STORAGE_ID, Scope::All, visit).unwrap();
         }
+        self.check_sweeps();
+    }
+
+    /// One walk finds what lookups one by one find.
+    fn check_sweeps(&self) {
+        let keys: ArrayRef = Arc::new(Int64Array::from_iter_values(0..KEYS));
+        let keys = EntityKeys::encode(&layout().join_keys, &[keys]).unwrap();
+        for (number, shard) in self.shards.iter().enumerate() {
+            let held: Vec<i64> = (0..KEYS).filter(|key| self.shard_of(*key) == number).collect();
+            let known = [i64::MAX, self.clock - 1];
+            for (mode, committed_us) in [-2, -1, self.clock % 9].into_iter().flat_map(|mode| known.map(|it| (mode, it)))
+            {
+                // Created by the event's own time, by one time, or whenever.
+                let created = |event: i64| match mode {
+                    -2 => event,
+                    -1 => i64::MAX,
+                    created => created,
+                };
+                let target = |(key, event)| Target::new(&keys, key as u32, event, created(event)).unwrap();
+                let mut targets: Vec<Target> =
+                    held.iter().flat_map(|key| (-1..10).map(move |event| (*key, event))).map(target).collect();
+                targets.push(target((*held.first().unwrap_or(&0), 5)));
+                sort_targets(&mut targets, &keys);
+                let projection = &[0][..];
+                let (row, oldest_us) = (layout().row, i64::MIN);
+                let schema = &row;
+                let ask = Sweep { storage_id: STORAGE_ID, schema, projection, keys: &keys, committed_us, oldest_us };
+                let swept = shard.shard.sweep(&ask, &targets).unwrap();
+                let found = swept.found.iter().map(|found| match found.place {
+                    Place::Nowhere => None,
+                    Place::In { part, row } => {
+                        let values = swept.parts[part as usize][0].as_primitive::<Int64Type>();
+                        Some((found.event_us, packed(Some(values.value(row as usize)))))
+                    }
+                });
+                let lookups = targets.iter().map(|it| Lookup {
+                    key: keys.get(it.row as usize).unwrap(),
+                    event_us: it.event_us,
+                    created_us: it.created_us,
+                    committed_us,
+                });
+                let lookups: Vec<Lookup<'_>> = lookups.collect();
+                let expected = shard.as_of(STORAGE_ID, &lookups).into_iter();
+                let expected = expected.map(|row| row.map(|row| (row.event_us, row.packed)));
+                let expected = expected.map(|row| row.filter(|(_, packed)| !packed.is_empty()));
+                assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "{mode} {committed_us}");
+            }
+        }
     }
 
     /// The same log in other pieces gives the same state.
@@ -382,6 +433,34 @@ fn a_segment_takes_rows_out_of_the_database() {
     assert_eq!(in_database(&world), 0);
     assert_eq!(world.shards[0].shard.tiers().segments(), []);
     world.check();
+}
+
+/// Rows that come late are counted, and go when their slots are looked at again.
+#[test]
+fn late_rows_go_when_asked_again() {
+    let mut world = World::new();
+    world.run(&Op::Write((0..9).map(|at| (0, at, at, Some(at))).collect()));
+    let late = |world: &World| world.shards[0].shard.late_rows(STORAGE_ID);
+    let move_rows = |world: &mut World, rows_max| {
+        for op in [Op::Extract(0, 5, 0, rows_max), Op::Add(0), Op::Trim(0, 100)] {
+            world.run(&op);
+        }
+        world.shards[0].shard.tiers().segments().iter().map(|it| it.rows).collect::<Vec<_>>()
+    };
+    assert_eq!(move_rows(&mut world, 1_000), [5]);
+    assert_eq!(late(&world), 0);
+    world.run(&Op::Write(vec![(0, 2, 2, Some(77)), (0, 3, 3, None), (0, 8, 8, Some(1))]));
+    assert_eq!(late(&world), 2);
+    let cold = Cold { storage_id: STORAGE_ID, before_us: 5, rows_max: 9, again: false };
+    let slot = slot_of(&entity(0));
+    assert_ne!(world.shards[0].shard.cold_slot(&cold, slot), Some(slot));
+    assert_eq!(world.shards[0].shard.cold_slot(&Cold { again: true, ..cold }, slot), Some(slot));
+    world.check();
+    assert_eq!(move_rows(&mut world, 999), [5, 2]);
+    world.check();
+    world.check_replay(&[2]);
+    world.shards[0].shard.forget_late(STORAGE_ID, 2);
+    assert_eq!(late(&world), 0);
 }
 
 #[test]
