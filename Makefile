@@ -27,6 +27,11 @@ build: tools
 demo: build ## The main job on real flights: definitions, ingest, training set, models, predictions. KEEP=1, NODES=3
 	NODES=$(or $(NODES),1) KEEP=$(or $(KEEP),) CAIRND=$(BIN)/cairnd $(BIN)/examples/flights
 
+.PHONY: demo-history
+demo-history: build venv ## The year on three nodes: a backfill under kill -9, a backtest, datasets made again byte for byte. PLOT=FILE.svg KEEP=1
+	PLOT=$(or $(PLOT),$(CARGO_TARGET_DIR)/history.svg) KEEP=$(or $(KEEP),) CAIRND=$(BIN)/cairnd \
+	  CAIRN_PYTHON=$(CURDIR)/$(VENV)/bin/python $(BIN)/examples/flights history
+
 .PHONY: test
 test: tools venv ## All tests, in their short form, and the lints
 	$(MAKE) --no-print-directory lint

@@ -27,7 +27,8 @@ impl Client {
     /// Keeps a dataset under its name, for ever. Its spine was uploaded before.
     ///
     /// # Errors
-    /// `AlreadyExists` when the name is taken; `NotFound` for an unknown artifact, service or feature.
+    /// `AlreadyExists` when the name is taken; `NotFound` for an unknown artifact, service or feature; `InvalidArgument` for a
+    /// moment that has not come yet.
     pub async fn register_dataset(&self, dataset: api::Dataset) -> Result<api::Dataset> {
         let ask = api::RegisterDatasetRequest { dataset: Some(dataset), request_id: request_id() };
         self.call(Repeat::Harmless, ask, |channel, request| async move {

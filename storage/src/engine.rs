@@ -10,6 +10,8 @@ mod db;
 mod files;
 mod group;
 
+#[cfg(test)]
+pub(crate) use db::deleted_keys_passed;
 pub use db::{Batch, Cf, Db, Iter, IterOptions, Pinned, Snapshot, end_of_prefix};
 pub use files::{free_bytes, sync_dir, write_atomic};
 pub use group::Group;

@@ -4,11 +4,13 @@
 //! - `NODES=3` runs three nodes and kills the leader half-way through the ingest; every result stays the same
 //! - `KEEP=1` leaves the cluster running and prints three commands to try
 //! - `CAIRND` is the server's binary, when it is not built beside this program
+//! - `flights history` is another demo of the same data: the year on three nodes, in [`history`]; `PLOT` names its plot
 //!
 //! Always true: the demo fails, and says why, when a row is lost, when features read online differ in any bit from the
 //! training set's, or when a served model's December AUC, or a backtest's AUC or log loss, is not what training measured.
 
 mod flights;
+mod history;
 mod serving;
 
 use arrow_array::RecordBatch;
@@ -51,21 +53,37 @@ async fn run() -> Result<()> {
     if node_count != 1 && node_count != 3 {
         return Err("NODES must be 1 or 3".into());
     }
+    let history = match std::env::args().nth(1).as_deref() {
+        None => false,
+        Some("history") => true,
+        Some(other) => return Err(format!("`{other}` is no demo; write `history`, or nothing").into()),
+    };
+    let (node_count, arguments) =
+        if history { (history::NODES, &history::ARGUMENTS[..]) } else { (node_count, &[][..]) };
     println!("Cairn on real flights: New York, 2013. Will a flight arrive more than 15 minutes late?\n");
 
     let mut stop = Stop::new()?;
     // Declared before the cluster, so that the folder goes after the processes.
     let folder = tempfile::Builder::new().prefix("cairn-flights-").tempdir()?;
     let step = Step::new("start");
-    let mut cluster = stop.or(LocalCluster::start(&cairnd()?, folder.path(), node_count, &[])).await?;
+    let mut cluster = stop.or(LocalCluster::start(&cairnd()?, folder.path(), node_count, arguments)).await?;
     step.done(&format!("{node_count} node{} on {}", if node_count == 1 { "" } else { "s" }, cluster.addresses()));
 
-    stop.or(Box::pin(demo(&mut cluster))).await?;
-    if keep {
+    let done = if history {
+        let plot = std::env::var("PLOT").ok().filter(|plot| !plot.is_empty()).unwrap_or_else(|| "history.svg".into());
+        stop.or(Box::pin(history::run(&mut cluster, folder.path(), plot.as_ref()))).await
+    } else {
+        stop.or(Box::pin(demo(&mut cluster))).await
+    };
+    if keep && !stop.was_asked {
+        if let Err(error) = &done {
+            eprintln!("demo failed: {error}\n");
+        }
         try_out(&cluster)?;
         stop.asked().await;
         println!();
     }
+    done?;
     let step = Step::new("stop");
     cluster.stop().await?;
     step.done("cleanly");
@@ -76,7 +94,8 @@ async fn run() -> Result<()> {
 async fn demo(cluster: &mut LocalCluster) -> Result<()> {
     let client = Client::connect(&cluster.addresses()).await?;
     define(&client).await?;
-    let token = ingest(&client, cluster).await?;
+    let three = cluster.nodes().len() > 1;
+    let token = ingest(&client, cluster, three).await?;
     let metrics = flights::metrics()?;
     let december = flights::december()?;
     let training_set = training_set(&client, &december, &token).await?;
@@ -101,10 +120,9 @@ async fn define(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Ingests every view's file; with three nodes, kills the leader in the middle. Returns the token of all of it.
-async fn ingest(client: &Client, cluster: &mut LocalCluster) -> Result<String> {
+/// Ingests every view's file, and may kill the leader in the middle. Returns the token of all of it.
+async fn ingest(client: &Client, cluster: &mut LocalCluster, kill: bool) -> Result<String> {
     let step = Step::new("ingest");
-    let three = cluster.nodes().len() > 1;
     let files = flights::VIEWS.iter().map(|view| flights::open(view)).collect::<Result<Vec<_>>>()?;
     let total: u64 = files.iter().map(|file| file.rows()).sum();
     let bar = ProgressBar::new(total).with_style(ProgressStyle::with_template("  {msg:16} {bar:40} {human_pos} rows")?);
@@ -122,7 +140,7 @@ async fn ingest(client: &Client, cluster: &mut LocalCluster) -> Result<String> {
             stored += taken(view, &answer)?;
             token.merge(&answer.token.parse()?);
             bar.inc(answer.rows_accepted + answer.rows_duplicate);
-            if three && killed.is_none() && bar.position() > total / 2 {
+            if kill && killed.is_none() && bar.position() > total / 2 {
                 let leader = cluster.leader(client, 0).await?;
                 cluster.kill(leader).await?;
                 killed = cluster.nodes().get(leader).map(|node| node.name.clone());
@@ -211,9 +229,7 @@ async fn read_online(client: &Client, training_set: &RecordBatch, features: &[St
 fn try_out(cluster: &LocalCluster) -> Result<()> {
     let addresses: Vec<&str> = cluster.running().map(|node| node.address.as_str()).collect();
     let address = addresses.first().ok_or("no node runs")?;
-    let beside = std::env::current_exe()?;
-    let cairn = beside.parent().and_then(std::path::Path::parent).map(|folder| folder.join("cairn"));
-    let cairn = cairn.filter(|path| path.is_file()).map_or("cairn".into(), |path| path.display().to_string());
+    let cairn = cairn()?;
     println!("Running on {} with its data in {}. Try:\n", addresses.join(","), cluster.folder().display());
     println!(
         "  {cairn} --node {address} get weather:temp,origin_delays:origin_late_share_1d --entity origin=EWR,JFK,LGA \
@@ -228,15 +244,24 @@ fn try_out(cluster: &LocalCluster) -> Result<()> {
     Ok(())
 }
 
+/// The command line built beside this program, or the one on the `PATH`.
+fn cairn() -> Result<String> {
+    let beside = std::env::current_exe()?;
+    let cairn = beside.parent().and_then(std::path::Path::parent).map(|folder| folder.join("cairn"));
+    Ok(cairn.filter(|path| path.is_file()).map_or("cairn".into(), |path| path.display().to_string()))
+}
+
 /// Ctrl-C and SIGTERM: taken from the first moment on, so that no process outlives the demo.
 struct Stop {
     interrupt: Signal,
     terminate: Signal,
+    was_asked: bool,
 }
 
 impl Stop {
     fn new() -> Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate, was_asked: false })
     }
 
     async fn asked(&mut self) {
@@ -244,6 +269,7 @@ impl Stop {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
+        self.was_asked = true;
     }
 
     /// What `work` gives, unless the demo is asked to stop before.

@@ -17,7 +17,7 @@ const AUC_TOLERANCE: f64 = 1e-5;
 
 /// A model version by number, with the name of its file.
 pub struct Version {
-    number: u32,
+    pub number: u32,
     file: &'static str,
 }
 

@@ -27,6 +27,8 @@ impl api::datasets_server::Datasets for Datasets {
     async fn register(&self, request: Request<api::RegisterDatasetRequest>) -> Result<Response<api::Dataset>, Status> {
         let api::RegisterDatasetRequest { dataset, request_id } = request.into_inner();
         let ask = dataset.ok_or_else(|| Error::invalid("the request has no `dataset`"))?;
+        // Whoever made it may have fixed no moment, and it is kept for ever.
+        datasets::pin_moment(&self.node, Some(ask.known_us)).await?;
         let spine = artifacts::describe(&self.node, unhex(&ask.spine_root)?).await?;
         let dataset = record::Dataset {
             project: ask.project,

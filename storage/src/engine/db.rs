@@ -228,6 +228,18 @@ impl Db {
     }
 }
 
+/// Deleted keys that iterators of this thread pass while `work` runs.
+#[cfg(test)]
+pub(crate) fn deleted_keys_passed(work: impl FnOnce()) -> u64 {
+    use rocksdb::perf::{PerfContext, PerfMetric, PerfStatsLevel, set_perf_stats};
+    set_perf_stats(PerfStatsLevel::EnableCount);
+    let mut context = PerfContext::default();
+    context.reset();
+    work();
+    set_perf_stats(PerfStatsLevel::Disable);
+    context.metric(PerfMetric::InternalDeleteSkippedCount)
+}
+
 /// The smallest key above all keys that start with `prefix`; `None` when there is none.
 pub fn end_of_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     let last = prefix.iter().rposition(|byte| *byte != 0xff)?;

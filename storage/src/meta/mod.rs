@@ -39,7 +39,7 @@ pub(crate) use rows::Row;
 
 use crate::catalog::Catalog;
 use crate::digest::{self, Digest, Digests, Span, digest};
-use crate::engine::{Cf, Db, Engine, Family, Format, Group, IterOptions, Layout};
+use crate::engine::{Cf, Db, Engine, Family, Format, Group, IterOptions, Layout, end_of_prefix};
 use crate::replica::{Applied, Entry, Replica};
 use crate::{Error, Fatal, Result};
 use cairn_proto::record::v1::{
@@ -58,6 +58,8 @@ pub const LINEAGE_DEPTH: u32 = 10;
 pub const DATASETS_LISTED_MAX: usize = 10_000;
 /// Backtests in one list.
 pub const BACKTESTS_LISTED_MAX: usize = 1_000;
+/// Rows that a list without an end is read by; one may have a mebibyte.
+const PAGE_ROWS: usize = if cfg!(test) { 2 } else { 64 };
 /// Edges in one lineage answer.
 pub const LINEAGE_EDGES_MAX: usize = 10_000;
 
@@ -174,6 +176,26 @@ impl Meta {
             Err(error) => Some(Err(error)),
         };
         Ok((datasets.into_iter().filter_map(dataset).collect::<Result<_>>()?, all))
+    }
+
+    /// The next datasets of all projects, by project and name, behind the last one of those before; none at the end.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub fn datasets_page(&self, after: Option<&Dataset>) -> Result<Vec<Dataset>> {
+        let after = after.map(|dataset| rows::dataset_key(&dataset.project, &dataset.name));
+        let rows = page(&self.group.db(), rows::DATASETS, after)?.into_iter();
+        Ok(rows.filter_map(|row| if let Row::Dataset(dataset) = row { Some(*dataset) } else { None }).collect())
+    }
+
+    /// The next edges of the whole lineage, by where they come from, behind the last one of those before; none at the end.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub fn edges_page(&self, after: Option<&LineageEdge>) -> Result<Vec<LineageEdge>> {
+        let after = after.map(|edge| Row::LineageDown(edge.clone()).key());
+        let rows = page(&self.group.db(), rows::EDGES, after)?.into_iter();
+        Ok(rows.filter_map(|row| if let Row::LineageDown(edge) = row { Some(edge) } else { None }).collect())
     }
 
     /// One backtest, with its windows.
@@ -493,6 +515,22 @@ fn first_rows(db: &Db, prefix: &[u8], limit: usize) -> Result<(Vec<Row>, bool)> 
         ControlFlow::Continue(())
     })?;
     Ok((found.into_iter().filter_map(Result::transpose).collect::<Result<_>>()?, more))
+}
+
+/// The first rows with `prefix` behind the key `after`.
+fn page(db: &Db, prefix: &[u8], after: Option<Vec<u8>>) -> Result<Vec<Row>> {
+    let mut iter = db.iter(ROWS, IterOptions { upper: end_of_prefix(prefix), ..IterOptions::default() })?;
+    // The smallest key above it.
+    let from = after.map_or(prefix.to_vec(), |key| [key, vec![0]].concat());
+    iter.seek(&from)?;
+    let mut rows = Vec::new();
+    while rows.len() < PAGE_ROWS
+        && let Some((key, value)) = iter.entry()
+    {
+        rows.extend(Row::decode(key, value)?);
+        iter.advance()?;
+    }
+    Ok(rows)
 }
 
 fn visit_rows(db: &Db, prefix: &[u8], visit: &mut dyn FnMut(Row) -> Result<()>) -> Result<()> {

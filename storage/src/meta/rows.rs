@@ -45,6 +45,10 @@ const STATES_VERSION: u8 = 2;
 /// Where the position is kept; not part of the state that replicas compare.
 pub const POSITION_KEY: &[u8] = &[tag::POSITION];
 
+/// What the keys of all datasets, and of all edges from where they come, begin with.
+pub const DATASETS: &[u8] = &[tag::DATASET];
+pub const EDGES: &[u8] = &[tag::LINEAGE_DOWN];
+
 mod tag {
     pub const POSITION: u8 = 0x00;
     pub const CLUSTER: u8 = 0x01;

@@ -5,7 +5,7 @@
 //! like any other; an `Err` stops this replica.
 
 use super::dedup::{Dedup, Seen};
-use super::merged::history_iter;
+use super::merged::{history_iter, seek_slot};
 use super::records::{ChangeRef, ProducerKey, SLOTS_KEY, STATE_KEY, TIERS_KEY, change_key, changes_of, encode_state};
 use super::rows::Rows;
 use super::slots::{Segment, Slots};
@@ -13,7 +13,7 @@ use super::tiers::{Tiers, Trimmed};
 use super::{COMMAND_VERSION, HISTORY, SEQUENCE_WINDOW, SYSTEM, UPSERT_VERSION};
 use crate::block::read_block;
 use crate::engine::{Batch, Cf, Db, end_of_prefix};
-use crate::keys::slot_of;
+use crate::keys::{push_prefix, slot_of};
 use crate::replica::{Applied, Entry};
 use crate::{Fatal, Result};
 use cairn_proto::ErrorKind;
@@ -298,12 +298,13 @@ impl<'c, 'd> Working<'c, 'd> {
         self.forget_slots(first, last);
     }
 
-    /// Deletes rows that a segment holds: on disk, and those that this very apply would write. Goes from slot to slot, so
-    /// that what other views have in between costs nothing.
+    /// Deletes rows that a segment holds: on disk, and those that this very apply would write.
     pub(super) fn trim_rows(&mut self, trimmed: Trimmed) -> Result<()> {
         let mut iter = history_iter(self.db, Some(trimmed.to.clone()))?;
-        for prefix in trimmed.prefixes() {
-            iter.seek(trimmed.from.as_slice().max(&prefix))?;
+        let (storage_id, mut slots) = trimmed.slots();
+        while let Some(slot) = seek_slot(&mut iter, storage_id, slots.clone(), &trimmed.from)? {
+            let mut prefix = Vec::new();
+            push_prefix(slot, storage_id, &mut prefix);
             let mut run: Vec<Vec<u8>> = Vec::new();
             while let Some((key, _)) = iter.entry().filter(|(key, _)| key.starts_with(&prefix)) {
                 match trimmed.has(key) {
@@ -313,6 +314,7 @@ impl<'c, 'd> Working<'c, 'd> {
                 iter.advance()?;
             }
             self.trim_run(run);
+            slots.start = slot.saturating_add(1);
         }
         self.rows.trim(trimmed);
         Ok(())

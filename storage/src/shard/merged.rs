@@ -3,11 +3,12 @@
 use super::HISTORY;
 use super::records::encode_history;
 use super::tiers::{Tiers, has_slot, root_of};
-use crate::Result;
 use crate::engine::{Db, Iter, IterOptions};
-use crate::keys::split_latest_key;
+use crate::keys::{push_prefix, split_latest_key};
 use crate::segment::{SegmentCursor, SegmentStore};
+use crate::{Error, Result};
 use cairn_proto::record::v1::Segment;
+use std::ops::Range;
 
 /// Walks `history`. Stands nowhere at first: seek.
 pub(super) struct Merged<'a> {
@@ -66,6 +67,31 @@ pub(super) fn merged<'a>(
 /// An iterator over all history keys of `db` below `upper`.
 pub(super) fn history_iter(db: &Db, upper: Option<Vec<u8>>) -> Result<Iter<'_>> {
     db.iter(HISTORY, IterOptions { upper, fill_cache: false, ..IterOptions::default() })
+}
+
+/// Moves to the first row of a view in `slots` at or after `from`, and tells its slot. Keys that were deleted, of whichever view,
+/// are passed once on the way: a seek for each slot would pass those up to the next key that is there again and again.
+pub(super) fn seek_slot(
+    iter: &mut Iter<'_>,
+    storage_id: u32,
+    mut slots: Range<u16>,
+    from: &[u8],
+) -> Result<Option<u16>> {
+    let mut prefix = Vec::new();
+    while !slots.is_empty() {
+        prefix.clear();
+        push_prefix(slots.start, storage_id, &mut prefix);
+        iter.seek(from.max(&prefix))?;
+        let Some((key, _)) = iter.entry() else { break };
+        let Some((slot, found, _)) = split_latest_key(key) else {
+            return Err(Error::Corrupt(format!("a key of {} bytes is cut short", key.len())));
+        };
+        if found == storage_id && slots.contains(&slot) {
+            return Ok(Some(slot));
+        }
+        slots.start = if found < storage_id { slot } else { slot.saturating_add(1) };
+    }
+    Ok(None)
 }
 
 /// All segments that may meet these slots, whatever they hold.

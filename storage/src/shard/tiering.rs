@@ -1,11 +1,10 @@
 //! What goes into a segment next, and what then leaves the database: asked by whoever drives it, on any replica.
 
-use super::merged::history_iter;
+use super::merged::{history_iter, seek_slot};
 use super::records::decode_history;
 use super::tiers::{Tiers, belongs, has_slot};
 use super::{Progress, Shard};
-use crate::engine::Iter;
-use crate::keys::{push_prefix, split_history_key, split_latest_key};
+use crate::keys::{push_prefix, split_history_key};
 use crate::segment::{SegmentLayout, SegmentWriter, Written};
 use crate::{Error, Result};
 use cairn_proto::SLOTS;
@@ -74,20 +73,18 @@ impl Shard {
         let through_commit = applied.index.saturating_add(slots.commit_offset());
         let mut iter = history_iter(&db, None)?;
         let mut writer = SegmentWriter::new(layout, out)?;
-        let (mut slot, mut empty_until) = (from, from);
-        let (mut first, mut prefix) = (None, Vec::new());
-        while usize::from(slot) < SLOTS
-            && slots.has(slot)
-            && !cold.is_done(&tiers, slot)
-            && writer.rows() < cold.rows_max
-        {
-            if slot < empty_until {
-                slot += 1;
-                continue;
-            }
+        // What is to be looked at: slots that follow each other here.
+        let in_segment_or_away = |slot: &u16| !slots.has(*slot) || cold.is_done(&tiers, *slot);
+        let end = (from..SLOTS as u16).find(in_segment_or_away).unwrap_or(SLOTS as u16);
+        let mut next = from;
+        let mut prefix = Vec::new();
+        while writer.rows() < cold.rows_max {
+            let Some(slot) = seek_slot(&mut iter, cold.storage_id, next..end, &[])? else {
+                next = end;
+                break;
+            };
             prefix.clear();
             push_prefix(slot, cold.storage_id, &mut prefix);
-            iter.seek(&prefix)?;
             while let Some((key, value)) = iter.entry() {
                 if !key.starts_with(&prefix) {
                     break;
@@ -96,28 +93,28 @@ impl Shard {
                     .ok_or_else(|| Error::Corrupt(format!("a key of {} bytes is cut short", key.len())))?;
                 if belongs(&parts, cold.storage_id, cold.before_us, through_commit) {
                     writer.push(key, &decode_history(key, value)?)?;
-                    first.get_or_insert(slot);
                 }
                 iter.advance()?;
             }
-            empty_until = slot_of_next(&iter);
-            slot += 1;
+            next = slot + 1;
         }
-        let Some(first) = first else { return Ok((None, slot.max(from.saturating_add(1)))) };
+        if writer.rows() == 0 {
+            return Ok((None, next.max(from.saturating_add(1))));
+        }
         let (Written { rows, event_min_us, event_max_us }, out) = writer.finish()?;
         let segment = Segment {
             storage_id: cold.storage_id,
             rows,
             // All slots that were looked at: those before have nothing for it.
-            first_slot: u32::from(first.min(from)),
-            last_slot: u32::from(slot - 1),
+            first_slot: u32::from(from),
+            last_slot: u32::from(next - 1),
             before_us: cold.before_us,
             through_commit,
             event_min_us,
             event_max_us,
             ..Segment::default()
         };
-        Ok((Some((Extract { segment, expected_changes: tiers.changes() }, out)), slot))
+        Ok((Some((Extract { segment, expected_changes: tiers.changes() }, out)), next))
     }
 
     /// Rows of a storage id that came, since this replica started, when segments already had what is as old: they stay
@@ -143,25 +140,12 @@ impl Shard {
         let db = self.group.db();
         let mut iter = history_iter(&db, None)?;
         let mut prefix = Vec::new();
-        let mut slot = segment.first_slot as u16;
-        let mut begin = None;
-        if let Some((at, ..)) = split_latest_key(&segment.trimmed_to) {
-            (slot, begin) = (at, Some(&segment.trimmed_to));
-        }
+        let mut slots = segment.first_slot as u16..(segment.last_slot as u16).saturating_add(1);
         let mut seen = 0;
         let mut to = segment.trimmed_to.to_vec();
-        let mut empty_until = slot;
-        while u32::from(slot) <= segment.last_slot {
-            if slot < empty_until {
-                slot += 1;
-                continue;
-            }
+        while let Some(slot) = seek_slot(&mut iter, segment.storage_id, slots.clone(), &segment.trimmed_to)? {
             prefix.clear();
             push_prefix(slot, segment.storage_id, &mut prefix);
-            match begin.take() {
-                Some(begin) => iter.seek(begin)?,
-                None => iter.seek(&prefix)?,
-            };
             while let Some((key, _)) = iter.entry() {
                 if !key.starts_with(&prefix) || !has_slot(segment, slot) {
                     break;
@@ -176,14 +160,8 @@ impl Shard {
                 }
                 iter.advance()?;
             }
-            empty_until = slot_of_next(&iter);
-            slot += 1;
+            slots.start = slot.saturating_add(1);
         }
         Ok(Some(TrimHistory { id: segment.id, from: segment.trimmed_to.clone(), to: to.into(), last: true }))
     }
-}
-
-/// The slot of the key where the iterator stands: before it there is nothing more.
-fn slot_of_next(iter: &Iter<'_>) -> u16 {
-    iter.entry().and_then(|(key, _)| split_latest_key(key)).map_or(SLOTS as u16, |(slot, ..)| slot)
 }

@@ -11,13 +11,13 @@
 use super::apply::Working;
 use super::slots::covers;
 use crate::blob::Hash;
-use crate::engine::end_of_prefix;
-use crate::keys::{HistoryKey, push_prefix, split_history_key};
+use crate::keys::{HistoryKey, split_history_key};
 use crate::replica::Applied;
 use crate::{Error, Result};
 use cairn_proto::SLOTS;
 use cairn_proto::record::v1::{AddSegment, Segment, ShardSegments, SlotRange, TrimHistory};
 use prost::Message;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Version byte of the stored record.
@@ -98,25 +98,18 @@ pub(super) struct Trimmed {
 }
 
 impl Trimmed {
+    /// Storage id and slots of the segment.
+    pub(super) fn slots(&self) -> (u32, Range<u16>) {
+        let Segment { storage_id, first_slot, last_slot, .. } = self.segment;
+        (storage_id, first_slot as u16..(last_slot as u16).saturating_add(1))
+    }
+
     /// Whether the row of this history key goes.
     pub(super) fn has(&self, history_key: &[u8]) -> bool {
         let within = history_key >= &self.from[..] && history_key < &self.to[..];
         let Segment { storage_id, before_us, through_commit, .. } = self.segment;
         let belongs = |key| belongs(&key, storage_id, before_us, through_commit) && has_slot(&self.segment, key.slot);
         within && split_history_key(history_key).is_some_and(belongs)
-    }
-
-    /// What its rows' keys begin with, slot by slot.
-    pub(super) fn prefixes(&self) -> impl Iterator<Item = Vec<u8>> {
-        let Segment { storage_id, first_slot, last_slot, .. } = self.segment;
-        let slots = (first_slot as u16..=last_slot as u16).filter(|slot| has_slot(&self.segment, *slot));
-        let prefixes = slots.map(move |slot| {
-            let mut prefix = Vec::new();
-            push_prefix(slot, storage_id, &mut prefix);
-            prefix
-        });
-        let (from, to) = (&self.from, &self.to);
-        prefixes.filter(|prefix| end_of_prefix(prefix).is_none_or(|end| end > *from) && prefix < to)
     }
 }
 

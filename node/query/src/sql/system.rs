@@ -1,7 +1,8 @@
-//! The registry as tables: what is defined, registered and running, of one moment of the catalog; and `backtests`, which are not
-//! in the catalog.
+//! The registry as tables: what is defined, registered and running, of one moment of the catalog; and `backtests` and what else is
+//! `stored` in meta without being in the catalog.
 
 mod backtests;
+mod stored;
 
 use super::external;
 use super::rows::time_type;
@@ -45,7 +46,8 @@ const TABLES: &[(&str, Fill)] = &[
 
 /// All tables there are.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    TABLES.iter().map(|(name, _)| *name).chain(backtests::TABLES.iter().map(|(name, _)| *name))
+    let stored = stored::TABLES.iter().map(|(name, _)| *name);
+    TABLES.iter().map(|(name, _)| *name).chain(backtests::TABLES.iter().map(|(name, _)| *name)).chain(stored)
 }
 
 fn fill(catalog: &Catalog, source: &ShardedSource, name: &str) -> Option<Table> {
@@ -63,7 +65,10 @@ pub(super) fn table(
     name: &str,
 ) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
     let Some(Table { fields, columns }) = fill(catalog, source, name) else {
-        return backtests::table(name, catalog, meta);
+        return Ok(match backtests::table(name, catalog, meta)? {
+            Some(table) => Some(table),
+            None => stored::table(name, meta)?,
+        });
     };
     let schema = Arc::new(Schema::new(fields));
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|error| external(Error::internal(error)))?;
@@ -71,6 +76,9 @@ pub(super) fn table(
 }
 
 pub(super) fn columns(catalog: &Catalog, source: &ShardedSource, name: &str) -> Schema {
+    if let Some((_, what)) = stored::TABLES.iter().find(|(table, _)| *table == name) {
+        return what.schema();
+    }
     let tell = backtests::TABLES.iter().find(|(table, _)| *table == name);
     match (fill(catalog, source, name), tell) {
         (Some(table), _) => Schema::new(table.fields),

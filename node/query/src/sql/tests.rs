@@ -246,12 +246,14 @@ fn the_registry_can_be_asked() {
         | system             | aliases          |
         | system             | backtest_windows |
         | system             | backtests        |
+        | system             | datasets         |
         | system             | deployments      |
         | system             | entities         |
         | system             | feature_services |
         | system             | feature_views    |
         | system             | features         |
         | system             | jobs             |
+        | system             | lineage          |
         | system             | model_metrics    |
         | system             | model_versions   |
         | system             | models           |

@@ -377,6 +377,27 @@ fn datasets_are_kept_once_with_what_they_were_made_from() {
     let names = |project| bench.meta.datasets(project).map(|all| all.into_iter().map(|it| it.name).collect::<Vec<_>>());
     assert_eq!(names("p").unwrap(), ["june", "may"]);
     assert_eq!(names("q").unwrap_err().kind(), cairn_proto::ErrorKind::NotFound);
+    // A page has two.
+    bench.ok(ask(Dataset { name: "august".into(), ..may() }));
+    let mut paged: Vec<Dataset> = Vec::new();
+    let mut edges: Vec<LineageEdge> = Vec::new();
+    while let page = bench.meta.datasets_page(paged.last()).unwrap()
+        && !page.is_empty()
+    {
+        assert!(page.len() <= 2);
+        paged.extend(page);
+    }
+    assert_eq!(paged, bench.meta.datasets("p").unwrap());
+    assert_eq!(paged.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["august", "june", "may"]);
+    while let page = bench.meta.edges_page(edges.last()).unwrap()
+        && !page.is_empty()
+    {
+        edges.extend(page);
+    }
+    assert!(edges.is_sorted_by_key(|edge| (edge.from.clone(), edge.to.clone())));
+    // The entity's and the view's in the definitions, and two of each dataset.
+    let to = |node: &str| edges.iter().filter(|edge| edge.to == node).count();
+    assert_eq!((edges.len(), to("feature_view:p/rides@1"), to("dataset:p/june")), (8, 1, 2));
     let error = bench.meta.dataset("p", "mai").unwrap_err().to_string();
     assert_eq!(error, "dataset `mai` not found in project `p`; did you mean `may`?");
 

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::blob::BlobStore;
+use crate::engine::deleted_keys_passed;
 use crate::keys::{EntityKeys, slot_of};
 use crate::row::{RowEncoder, RowSchema};
 use crate::segment::{SegmentLayout, SegmentStore};
@@ -461,6 +462,31 @@ fn late_rows_go_when_asked_again() {
     world.check_replay(&[2]);
     world.shards[0].shard.forget_late(STORAGE_ID, 2);
     assert_eq!(late(&world), 0);
+}
+
+/// Deleted keys stay in the database until they are compacted away. Whoever goes from slot to slot passes each of them once, and
+/// not all up to the next row from every slot anew.
+#[test]
+fn what_left_the_database_is_passed_once() {
+    // One row a slot, or two: they are deleted one by one.
+    const ENTITIES: i64 = 1_000;
+    let mut world = World::new();
+    world.run(&Op::Write((0..ENTITIES).map(|key| (key, 1, 1, Some(key))).collect()));
+    let first = (0..ENTITIES).min_by_key(|key| slot_of(&entity(*key))).unwrap();
+    world.run(&Op::Extract(0, 9, first, 10_000));
+    world.run(&Op::Add(0));
+    let trimming = deleted_keys_passed(|| world.run(&Op::Trim(0, 1_000)));
+    assert_eq!(world.shards[0].shard.next_trim().unwrap(), None);
+    let other = Cold { storage_id: STORAGE_ID + 1, before_us: 9, rows_max: 10_000, again: false };
+    let extracting = deleted_keys_passed(|| {
+        let layout = SegmentLayout { storage_id: other.storage_id, ..layout() };
+        let (written, next) = world.shards[0].shard.extract(&other, 0, layout, Vec::new()).unwrap();
+        assert!(written.is_none() && next == 4096);
+    });
+    let rows = ENTITIES as u64;
+    assert!(extracting > 0, "nothing was counted");
+    assert!(trimming <= rows && extracting <= rows, "{trimming} and {extracting} passed of {rows}");
+    world.check_replay(&[50]);
 }
 
 #[test]
