@@ -27,9 +27,6 @@ use std::sync::Arc;
 /// Longest producer name.
 const PRODUCER_BYTES_MAX: usize = 256;
 
-/// Fewer rows are deleted one by one.
-const TRIM_RANGE_MIN: usize = if cfg!(test) { 2 } else { 32 };
-
 /// What an apply leads to, not yet written.
 pub(super) struct Prepared<'a> {
     pub batch: Batch<'a>,
@@ -305,29 +302,16 @@ impl<'c, 'd> Working<'c, 'd> {
         while let Some(slot) = seek_slot(&mut iter, storage_id, slots.clone(), &trimmed.from)? {
             let mut prefix = Vec::new();
             push_prefix(slot, storage_id, &mut prefix);
-            let mut run: Vec<Vec<u8>> = Vec::new();
             while let Some((key, _)) = iter.entry().filter(|(key, _)| key.starts_with(&prefix)) {
-                match trimmed.has(key) {
-                    true => run.push(key.to_vec()),
-                    false => self.trim_run(std::mem::take(&mut run)),
+                if trimmed.has(key) {
+                    self.trimmed.push(key.to_vec());
                 }
                 iter.advance()?;
             }
-            self.trim_run(run);
             slots.start = slot.saturating_add(1);
         }
         self.rows.trim(trimmed);
         Ok(())
-    }
-
-    /// Deletes keys that follow each other on disk: many of them as one range, which later readers pass in one step.
-    fn trim_run(&mut self, mut keys: Vec<Vec<u8>>) {
-        if keys.len() < TRIM_RANGE_MIN {
-            self.trimmed.append(&mut keys);
-        } else if let (Some(mut end), Some(first)) = (keys.pop(), keys.first()) {
-            end.push(0); // just behind it
-            self.cleared.push((HISTORY, first.clone(), end));
-        }
     }
 
     /// Deletes the sequences of a segment that is gone for good.
