@@ -3,10 +3,9 @@
 
 use crate::pyarrow::python;
 use crate::support::rows::{at, batch, ints, times};
+use crate::support::sql::number;
 use crate::support::{Story, TestResult, into};
-use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
-use arrow_array::{Array, RecordBatch};
+use arrow_array::RecordBatch;
 use cairn_client::command::Ingest;
 use cairn_client::{Client, DEFAULT_PROJECT, ErrorKind};
 use std::path::PathBuf;
@@ -42,14 +41,6 @@ async fn ask(client: &Client, sql: &str) -> cairn_client::Result<Vec<RecordBatch
         batches.push(batch);
     }
     Ok(batches)
-}
-
-/// The one number that a query answers with.
-async fn number(client: &Client, sql: &str) -> TestResult<i64> {
-    let batches = ask(client, sql).await?;
-    let [batch] = &batches[..] else { return Err(format!("{} batches", batches.len()).into()) };
-    assert_eq!(batch.column(0).len(), 1);
-    Ok(batch.column(0).as_primitive::<Int64Type>().value(0))
 }
 
 #[tokio::test]

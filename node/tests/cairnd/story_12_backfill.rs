@@ -2,10 +2,9 @@
 //! go away, change or be wrong: every row is there once in the end, nobody reads half of it, and what is wrong is said.
 
 use crate::support::rows::{SECOND, at, batch, floats, ints, only, show, times};
+use crate::support::sql::number;
 use crate::support::{Story, TestResult, features, files, join, service, training};
 use arrow_array::RecordBatch;
-use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
 use cairn_client::files::TableWriter;
 use cairn_client::{Client, DEFAULT_PROJECT, ErrorKind, Timestamp, api};
 use std::path::{Path, PathBuf};
@@ -77,12 +76,6 @@ async fn until(client: &Client, id: u64, what: &str, holds: impl Fn(&api::Job) -
 
 async fn in_state(client: &Client, id: u64, state: &str) -> TestResult<api::Job> {
     until(client, id, state, |job| job.state == state).await
-}
-
-async fn number(client: &Client, sql: &str) -> TestResult<i64> {
-    let mut rows = client.sql(sql, DEFAULT_PROJECT).await?;
-    let batch = rows.next().await?.ok_or("no row")?;
-    Ok(batch.column(0).as_primitive::<Int64Type>().value(0))
 }
 
 fn folder(story: &Story) -> TestResult<PathBuf> {

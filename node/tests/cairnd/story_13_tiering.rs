@@ -2,6 +2,7 @@
 
 use crate::pyarrow::python;
 use crate::support::rows::{batch, ints, now_us, only, times};
+use crate::support::sql::{moved_on, number, settled};
 use crate::support::{Story, TestResult, features, into, join, training};
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
@@ -31,27 +32,6 @@ fn rows_of(day: i64, now: i64) -> RecordBatch {
         ("event_timestamp", times((0..KEYS).map(|key| now - (9 - day) * DAY_US - key))),
         ("trips", ints((0..KEYS).map(|key| key * 100 + day))),
     ])
-}
-
-async fn number(client: &Client, sql: &str) -> TestResult<i64> {
-    let mut rows = client.sql(sql, DEFAULT_PROJECT).await?;
-    let batch = rows.next().await?.ok_or("no rows")?;
-    Ok(batch.column(0).as_primitive::<Int64Type>().value(0))
-}
-
-/// Waits until at least so many rows are in segments and in the database no more, as the node of `client` has it.
-async fn settled(client: &Client, rows: i64) -> TestResult {
-    let moved = "select coalesce(sum(rows), 0) from system.segments where state = 'alone'";
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    let mut looks = tokio::time::interval(Duration::from_millis(100));
-    loop {
-        looks.tick().await;
-        let found = number(client, moved).await?;
-        if found >= rows {
-            return Ok(());
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{found} of {rows} rows are in segments after {PATIENCE:?}");
-    }
 }
 
 /// A spine row a driver and day, a second behind what was stored then.
@@ -123,14 +103,8 @@ async fn old_history_leaves_the_database_and_every_answer_stays() -> TestResult 
         check(client, now, Some(4)).await?;
     }
     // All at once, and as they come back.
+    story.restart_all().await?;
     for node in 0..3 {
-        story.cluster.kill(node).await?;
-    }
-    for node in 0..3 {
-        story.cluster.spawn(node)?;
-    }
-    for node in 0..3 {
-        story.cluster.ready(node, 3).await?;
         check(&story.client_of(node).await?, now, Some(4)).await?;
     }
     // A node that was never there has everything.
@@ -152,12 +126,17 @@ async fn a_leader_killed_in_the_middle_of_it_loses_and_doubles_nothing() -> Test
     for day in 0..10 {
         story.store("stats", rows_of(day, now)).await?;
     }
-    // One after another, so that whoever moves rows is killed; when exactly is left to chance.
+    // One after another, so that whoever moves rows is killed: just after a segment was named and its rows are to go, or
+    // as soon as the last one is back and begins.
+    let mut known = 0;
     for round in 0..6 {
         let node = round % 3;
-        tokio::time::sleep(Duration::from_millis(150 * (round as u64 + 1))).await;
+        let other = story.client_of((node + 1) % 3).await?;
+        if round % 2 == 0 {
+            known = moved_on(&other, known, 9 * KEYS).await?;
+        }
         story.cluster.kill(node).await?;
-        check(&story.client_of((node + 1) % 3).await?, now, None).await?;
+        check(&other, now, None).await?;
         story.cluster.spawn(node)?;
         story.cluster.ready(node, 3).await?;
     }

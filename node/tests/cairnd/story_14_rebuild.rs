@@ -2,10 +2,9 @@
 //! there and on one that was not. What would change it is refused, and what was changed is noticed.
 
 use crate::support::rows::{batch, floats, ints, now_us, texts, times};
+use crate::support::sql::{number, settled};
 use crate::support::{Story, TestResult, into, join};
 use arrow_array::RecordBatch;
-use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
 use cairn_client::artifacts::hash_file;
 use cairn_client::command::Ingest;
 use cairn_client::datasets::join_of;
@@ -166,27 +165,6 @@ impl Kept {
             }
         }
         Ok(())
-    }
-}
-
-async fn number(client: &Client, sql: &str) -> TestResult<i64> {
-    let mut rows = client.sql(sql, DEFAULT_PROJECT).await?;
-    let batch = rows.next().await?.ok_or("no rows")?;
-    Ok(batch.column(0).as_primitive::<Int64Type>().value(0))
-}
-
-/// Waits until so many rows are in segments and in the database no more, as the node of `client` has it.
-async fn settled(client: &Client, rows: i64) -> TestResult {
-    let moved = "select coalesce(sum(rows), 0) from system.segments where state = 'alone'";
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    let mut looks = tokio::time::interval(Duration::from_millis(100));
-    loop {
-        looks.tick().await;
-        let found = number(client, moved).await?;
-        if found >= rows {
-            return Ok(());
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{found} of {rows} rows are in segments after {PATIENCE:?}");
     }
 }
 

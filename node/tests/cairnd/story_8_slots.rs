@@ -280,15 +280,7 @@ async fn slots_move_there_and_back_under_load_and_nobody_notices() -> TestResult
             }
         }
         if round == 0 {
-            for node in 0..3 {
-                story.cluster.kill(node).await?;
-            }
-            for node in 0..3 {
-                story.cluster.spawn(node)?;
-            }
-            for node in 0..3 {
-                story.cluster.ready(node, 3).await?;
-            }
+            story.restart_all().await?;
         }
     }
     story.end().await

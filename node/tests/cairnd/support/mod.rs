@@ -7,6 +7,7 @@ pub mod chance;
 pub mod http;
 pub mod models;
 pub mod rows;
+pub mod sql;
 
 use arrow_array::RecordBatch;
 use cairn_client::api::SourceFile;
@@ -44,6 +45,21 @@ impl Story {
     /// A client of one node only, from 0.
     pub async fn client_of(&self, node: usize) -> TestResult<Client> {
         Ok(Client::connect(&self.cluster.nodes()[node].address).await?)
+    }
+
+    /// Kills all nodes, and waits until they are back.
+    pub async fn restart_all(&mut self) -> TestResult {
+        let nodes = self.cluster.nodes().len();
+        for node in 0..nodes {
+            self.cluster.kill(node).await?;
+        }
+        for node in 0..nodes {
+            self.cluster.spawn(node)?;
+        }
+        for node in 0..nodes {
+            self.cluster.ready(node, nodes).await?;
+        }
+        Ok(())
     }
 
     pub fn folder(&self) -> &Path {
