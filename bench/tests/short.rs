@@ -45,8 +45,10 @@ fn a_training_set_is_what_polars_and_duckdb_join() {
     let out = folder.path().join("numbers.jsonl");
     let cairnd = cairn_client::local::cairnd().unwrap();
     let python = std::env::var("CAIRN_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    // Where the test runs, which need not be where it was built.
+    let here = std::path::PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap());
     let run = Command::new(python)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/history/run.py"))
+        .arg(here.join("history/run.py"))
         .args(["--entities", "2000", "--versions", "60", "--spine", "40000", "--views", "1,2", "--rounds", "1"])
         .arg("--bin")
         .arg(cairnd.parent().unwrap())

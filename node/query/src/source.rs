@@ -40,7 +40,7 @@ pub trait RowSource: Send + Sync {
     ///
     /// # Errors
     /// As [`Self::latest`].
-    fn sweep(&self, _ask: &Sweep<'_>, _targets: &[Target]) -> Result<Option<Vec<Share>>> {
+    fn sweep(&self, _ask: &Sweep<'_>, _targets: Vec<Target>) -> Result<Option<Vec<Share>>> {
         Ok(None)
     }
 
@@ -358,7 +358,7 @@ impl RowSource for ShardedSource {
         )
     }
 
-    fn sweep(&self, ask: &Sweep<'_>, targets: &[Target]) -> Result<Option<Vec<Share>>> {
+    fn sweep(&self, ask: &Sweep<'_>, targets: Vec<Target>) -> Result<Option<Vec<Share>>> {
         self.sweep_shards(ask, targets).map(Some)
     }
 

@@ -28,9 +28,9 @@ use cairn_proto::record::v1::{Field, FileSource, SourceFile};
 use cairn_storage::near::nearest;
 use cairn_storage::types::{arrow_type, coerce, type_name};
 use datafusion::common::{Column, ScalarValue};
-use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
+use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, SortExpr};
-use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
+use datafusion::prelude::{DataFrame, SessionConfig};
 use files::FoundFile;
 use futures::StreamExt;
 use std::collections::BTreeSet;
@@ -40,8 +40,6 @@ use table::SourceTable;
 
 /// What a source's SQL reads.
 pub const TABLE: &str = "source";
-/// Rows of a batch inside a query.
-const BATCH_ROWS: usize = 8_192;
 
 /// What is to be read, and what of.
 #[derive(Debug, Clone)]
@@ -89,13 +87,7 @@ impl BackfillEngine {
         // With SQL a column of a view's name may hold something else.
         let types = wanted.files.sql.is_empty().then(|| types_of(wanted));
         let table = Arc::new(SourceTable::open(&found, types.as_ref(), thorough)?);
-        let mut config = SessionConfig::new().with_target_partitions(1).with_batch_size(BATCH_ROWS);
-        config.options_mut().execution.time_zone = Some("+00:00".to_owned());
-        let state = SessionStateBuilder::new_with_default_features()
-            .with_config(config)
-            .with_runtime_env(Arc::clone(self.sql.runtime()))
-            .build();
-        let context = SessionContext::new_with_state(state);
+        let context = self.sql.session(SessionConfig::new().with_target_partitions(1));
         context.register_table(TABLE, Arc::clone(&table) as _).map_err(|error| told(&error))?;
         let state = context.state();
         let plan = match wanted.files.sql.as_str() {

@@ -42,7 +42,8 @@ impl ViewSweep {
             let Moment { event_us, created_us } = moment(*row as usize)?;
             Target::new(keys.encoded(), *row, event_us, created_us)
         };
-        let targets: Vec<Target> = keys.present().iter().filter_map(target).collect();
+        let mut targets = Vec::with_capacity(keys.present().len());
+        targets.extend(keys.present().iter().filter_map(target));
         let first_us = targets.iter().map(|it| it.event_us).min().unwrap_or(i64::MIN);
         let ask = Sweep {
             storage_id: view.storage_id,
@@ -52,7 +53,7 @@ impl ViewSweep {
             committed_us,
             oldest_us: if statuses || view.ttl_us == 0 { i64::MIN } else { first_us.saturating_sub(view.ttl_us) },
         };
-        let Some(shares) = source.sweep(&ask, &targets)? else { return Ok(None) };
+        let Some(shares) = source.sweep(&ask, targets)? else { return Ok(None) };
         let fields = view.projection.iter().filter_map(|at| view.schema.fields().get(*at));
         let null = |field: &cairn_proto::record::v1::Field| {
             vec![new_null_array(&arrow_type(&field.r#type.unwrap_or_default()), 1)]

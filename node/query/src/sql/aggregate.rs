@@ -1,6 +1,6 @@
 //! Aggregates over rows at hand, by group: the metrics that a backtest is asked for in SQL.
 
-use super::{BATCH_ROWS, SQL_BYTES_MAX, SqlEngine, check_bounds, told};
+use super::{SQL_BYTES_MAX, SqlEngine, told, understood};
 use crate::{Error, Result};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, UInt32Type};
@@ -8,8 +8,7 @@ use arrow_array::{Array, RecordBatch};
 use arrow_cast::cast;
 use arrow_schema::{DataType, SchemaRef};
 use datafusion::catalog::MemTable;
-use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext};
+use datafusion::prelude::{SessionConfig, SessionContext};
 use std::sync::Arc;
 
 /// Column of the rows that says which group a row is in: `UInt32`. No SQL of a user can name it unquoted.
@@ -81,13 +80,7 @@ impl SqlEngine {
     /// A session with one table, `rows`.
     fn rows_alone(&self, schema: &SchemaRef, rows: &[RecordBatch]) -> Result<SessionContext> {
         // One partition: sums of floating point numbers depend on their order.
-        let mut config = SessionConfig::new().with_target_partitions(1).with_batch_size(BATCH_ROWS);
-        config.options_mut().execution.time_zone = Some("+00:00".to_owned());
-        let state = SessionStateBuilder::new_with_default_features()
-            .with_config(config)
-            .with_runtime_env(Arc::clone(&self.runtime))
-            .build();
-        let context = SessionContext::new_with_state(state);
+        let context = self.session(SessionConfig::new().with_target_partitions(1));
         let table = MemTable::try_new(Arc::clone(schema), vec![rows.to_vec()]).map_err(|error| told(&error))?;
         context.register_table("rows", Arc::new(table)).map_err(|error| told(&error))?;
         Ok(context)
@@ -110,14 +103,7 @@ fn expression(context: &SessionContext, sql: &str) -> Result<String> {
 
 /// Rows of a query with the columns `v`, a number, and perhaps `g`.
 async fn run(context: &SessionContext, sql: &str) -> Result<Vec<(u32, Option<f64>)>> {
-    let state = context.state();
-    let dialect = state.config().options().sql_parser.dialect;
-    let statement = state.sql_to_statement(sql, &dialect).map_err(|error| told(&error))?;
-    check_bounds(&statement)?;
-    let plan = state.statement_to_plan(statement).await.map_err(|error| told(&error))?;
-    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    options.verify_plan(&plan).map_err(|error| told(&error))?;
-    let frame = DataFrame::new(state, plan);
+    let frame = understood(context, sql).await?;
     let kind = frame.schema().field(0).data_type().clone();
     if !kind.is_numeric() && !matches!(kind, DataType::Boolean | DataType::Null) {
         return Err(Error::InvalidArgument(format!("it gives {kind}")));

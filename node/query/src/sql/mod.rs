@@ -106,8 +106,15 @@ impl SqlEngine {
         Self { meta: Some(meta), ..self }
     }
 
-    pub(crate) fn runtime(&self) -> &Arc<RuntimeEnv> {
-        &self.runtime
+    /// A session within the engine's limits, in which times are UTC.
+    pub(crate) fn session(&self, config: SessionConfig) -> SessionContext {
+        let mut config = config.with_batch_size(BATCH_ROWS);
+        config.options_mut().execution.time_zone = Some("+00:00".to_owned());
+        let state = SessionStateBuilder::new_with_default_features()
+            .with_config(config)
+            .with_runtime_env(Arc::clone(&self.runtime))
+            .build();
+        SessionContext::new_with_state(state)
     }
 
     /// Understands one query. Names without a schema are of `project`.
@@ -124,32 +131,18 @@ impl SqlEngine {
         if sql.len() > SQL_BYTES_MAX {
             return Err(Error::TooLarge(format!("the query is over the limit of {SQL_BYTES_MAX} bytes")));
         }
-        let context = self.context(project, catalog, source);
-        let state = context.state();
-        let dialect = state.config().options().sql_parser.dialect;
-        let statement = state.sql_to_statement(sql, &dialect).map_err(|error| told(&error))?;
-        check_bounds(&statement)?;
-        let plan = state.statement_to_plan(statement).await.map_err(|error| told(&error))?;
-        let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        options.verify_plan(&plan).map_err(|error| told(&error))?;
-        let frame = DataFrame::new(state, plan);
+        let frame = understood(&self.context(project, catalog, source), sql).await?;
         let schema = Arc::new(frame.schema().as_arrow().clone());
         Ok(Query { frame, schema })
     }
 
     fn context(&self, project: &str, catalog: &Arc<Catalog>, source: &Arc<ShardedSource>) -> SessionContext {
-        let mut config = SessionConfig::new()
+        let config = SessionConfig::new()
             .with_information_schema(true)
             .with_default_catalog_and_schema(CATALOG, project)
             .with_create_default_catalog_and_schema(false)
-            .with_target_partitions(self.partitions)
-            .with_batch_size(BATCH_ROWS);
-        config.options_mut().execution.time_zone = Some("+00:00".to_owned());
-        let state = SessionStateBuilder::new_with_default_features()
-            .with_config(config)
-            .with_runtime_env(Arc::clone(&self.runtime))
-            .build();
-        let context = SessionContext::new_with_state(state);
+            .with_target_partitions(self.partitions);
+        let context = self.session(config);
         let (catalog, source, meta) = (Arc::clone(catalog), Arc::clone(source), self.meta.clone());
         let schemas = Schemas { catalog, source, meta, project: project.to_owned() };
         context.register_udtf("latest", Arc::new(Latest(schemas.clone())));
@@ -158,6 +151,18 @@ impl SqlEngine {
         context.register_catalog(CATALOG, Arc::new(schemas));
         context
     }
+}
+
+/// One query that only reads, and no larger than may be planned.
+async fn understood(context: &SessionContext, sql: &str) -> Result<DataFrame> {
+    let state = context.state();
+    let dialect = state.config().options().sql_parser.dialect;
+    let statement = state.sql_to_statement(sql, &dialect).map_err(|error| told(&error))?;
+    check_bounds(&statement)?;
+    let plan = state.statement_to_plan(statement).await.map_err(|error| told(&error))?;
+    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    options.verify_plan(&plan).map_err(|error| told(&error))?;
+    Ok(DataFrame::new(state, plan))
 }
 
 /// All tables, with schema and columns, in name order: what database tools browse.
