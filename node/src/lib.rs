@@ -10,7 +10,7 @@
 //! - [`backtest`]: model versions over the past, kept as evidence
 //! - [`sql`]: queries, apart from serving
 //! - [`backfill`]: feature views filled from their files
-//! - [`moves`]: slots from one shard to another; [`tiering`]: old history to segments
+//! - [`moves`]: slots from one shard to another; [`tiering`]: old history to segments; [`segments`]: their files
 //! - [`writes`]: whether this node takes writes; [`metrics`], [`clock`], [`error`]
 //! - [`api`]: the client port
 //!
@@ -34,6 +34,7 @@ pub mod metrics;
 pub mod moves;
 pub mod node;
 pub mod predict;
+pub mod segments;
 pub mod server;
 pub mod shard_step;
 pub mod sql;

@@ -1,5 +1,5 @@
-//! History that is no longer hot goes to segments: each shard's leader writes them, copies them to a quorum, and lets
-//! their rows leave the database.
+//! History that is no longer hot goes to segments: each shard's leader writes them, stores them durably
+//! (`segments`), and lets their rows leave the database.
 //!
 //! Nothing of it is kept here: what is next follows from the shard's own record of its segments, so another leader goes
 //! on where this one stopped, and a step that comes twice or too late is refused. Every node fetches the segments of its
@@ -9,7 +9,7 @@ use crate::artifacts;
 use crate::clock::now_us;
 use crate::error::{Error, Result};
 use crate::node::Node;
-use crate::shard_step;
+use crate::{segments, shard_step};
 use bytes::Bytes;
 use cairn_consensus::Error as PeerError;
 use cairn_proto::ErrorKind;
@@ -37,7 +37,6 @@ const PIECE_BYTES: usize = 256 << 10;
 const FETCH_EVERY: Duration = Duration::from_millis(250);
 /// Pieces that may wait for the disk.
 const PIECES_AHEAD: usize = 8;
-const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// What goes to a segment in one round was hot for at least the window, and at most an eighth of it, or a week, longer.
 const STEPS_OF_WINDOW: i64 = 8;
 const STEP_MIN_US: i64 = 1_000_000;
@@ -80,11 +79,7 @@ pub async fn keep_segments(node: Arc<Node>) {
     loop {
         looks.tick().await;
         for root in artifacts::missing_segments(&node.shards, &node.blobs) {
-            let fetched = match node.writes.check() {
-                Ok(()) => artifacts::fetch(&node, root).await,
-                Err(full) => Err(full.into()),
-            };
-            match fetched {
+            match segments::fetch(&node, root).await {
                 Ok(()) => trouble.clear(),
                 Err(error) if error.message != trouble => {
                     trouble = error.message.clone();
@@ -173,7 +168,7 @@ async fn extract(
             None => Ok((None, next)),
         })
     });
-    let stored = artifacts::store(node, stream, None, None, STEP_TIMEOUT).await;
+    let stored = segments::store(node, stream).await;
     let written = writing.await.map_err(|error| Error::internal(format!("a worker stopped: {error}")))?;
     let (written, next) = written?;
     let Some(extract) = written else { return Ok(next) };
