@@ -1,5 +1,6 @@
 //! Counters of this node, in Prometheus' text form. Labels come from closed sets; never an entity key.
 
+use cairn_proto::ErrorKind;
 use cairn_proto::command::Ingested;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +24,7 @@ impl Histogram {
         {
             bucket.fetch_add(1, Ordering::Relaxed);
         }
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Release);
         self.sum_us.fetch_add(us, Ordering::Relaxed);
     }
 
@@ -55,6 +56,35 @@ pub struct Consensus {
     pub segments: Vec<(u32, u64, u64, u64)>,
 }
 
+/// Queries in SQL.
+#[derive(Debug, Default)]
+struct Sql {
+    began: AtomicU64,
+    ended: Histogram,
+    /// By kind, in the order of [`ErrorKind::ALL`].
+    refused: [AtomicU64; ErrorKind::ALL.len()],
+    rows: AtomicU64,
+}
+
+impl Sql {
+    fn print(&self, out: &mut String) {
+        // In this order, or a query might end that has not begun.
+        let ended = self.ended.count.load(Ordering::Acquire);
+        let began = self.began.load(Ordering::Relaxed);
+        let _ = writeln!(out, "# TYPE cairn_sql_queries_total counter\ncairn_sql_queries_total {began}");
+        let under_way = began.saturating_sub(ended);
+        let _ = writeln!(out, "# TYPE cairn_sql_queries_under_way gauge\ncairn_sql_queries_under_way {under_way}");
+        let _ = writeln!(out, "# TYPE cairn_sql_refused_total counter");
+        for (kind, refused) in ErrorKind::ALL.iter().zip(&self.refused) {
+            let (kind, refused) = (kind.as_str(), refused.load(Ordering::Relaxed));
+            let _ = writeln!(out, "cairn_sql_refused_total{{kind=\"{kind}\"}} {refused}");
+        }
+        let rows = self.rows.load(Ordering::Relaxed);
+        let _ = writeln!(out, "# TYPE cairn_sql_rows_total counter\ncairn_sql_rows_total {rows}");
+        self.ended.print("cairn_sql_duration_seconds", out);
+    }
+}
+
 /// All of a node's counters.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -64,6 +94,7 @@ pub struct Metrics {
     predict_rows: AtomicU64,
     predict: Histogram,
     backtest_rows: AtomicU64,
+    sql: Sql,
     connections_refused: AtomicU64,
 }
 
@@ -89,6 +120,29 @@ impl Metrics {
         self.backtest_rows.fetch_add(rows, Ordering::Relaxed);
     }
 
+    /// A query that is to be run, whatever becomes of it.
+    pub fn sql_began(&self) {
+        self.sql.began.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The end of one that began: its answer is sent, or nobody reads it, or it was refused.
+    pub fn sql_ended(&self, took: Duration) {
+        self.sql.ended.record(took);
+    }
+
+    /// A query, or a statement that was only described, that ended with an error: before its first row or after.
+    pub fn sql_refused(&self, kind: ErrorKind) {
+        let mut counters = ErrorKind::ALL.iter().zip(&self.sql.refused);
+        if let Some((_, counter)) = counters.find(|(it, _)| **it == kind) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Rows of an answer, on their way to whoever asked.
+    pub fn sql_rows(&self, rows: u64) {
+        self.sql.rows.fetch_add(rows, Ordering::Relaxed);
+    }
+
     /// A connection that found no place.
     pub fn connection_refused(&self) {
         self.connections_refused.fetch_add(1, Ordering::Relaxed);
@@ -111,6 +165,7 @@ impl Metrics {
         self.predict.print("cairn_predict_duration_seconds", &mut out);
         let backtested = self.backtest_rows.load(Ordering::Relaxed);
         let _ = writeln!(out, "# TYPE cairn_backtest_rows_total counter\ncairn_backtest_rows_total {backtested}");
+        self.sql.print(&mut out);
         let refused = self.connections_refused.load(Ordering::Relaxed);
         let _ =
             writeln!(out, "# TYPE cairn_connections_refused_total counter\ncairn_connections_refused_total {refused}");
@@ -159,6 +214,10 @@ mod tests {
         metrics.online_read(3, Duration::from_micros(80));
         metrics.online_read(2, Duration::from_secs(9));
         metrics.backtested(11);
+        (0..3).for_each(|_| metrics.sql_began());
+        (1..3).for_each(|s| metrics.sql_ended(Duration::from_secs(s)));
+        metrics.sql_refused(ErrorKind::Timeout);
+        metrics.sql_rows(70);
         let snapshots = cairn_consensus::Received { sent: 5, kept: 7 };
         let consensus = Consensus {
             groups: vec![(0, 7, true)],
@@ -173,6 +232,17 @@ mod tests {
         assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"1\"} 1"), "{text}");
         assert!(text.contains("cairn_online_features_duration_seconds_bucket{le=\"+Inf\"} 2"), "{text}");
         assert!(text.contains("\ncairn_backtest_rows_total 11\n"), "{text}");
+        for line in [
+            "cairn_sql_queries_total 3",
+            "cairn_sql_queries_under_way 1",
+            "cairn_sql_refused_total{kind=\"timeout\"} 1",
+            "cairn_sql_refused_total{kind=\"internal\"} 0",
+            "cairn_sql_rows_total 70",
+            "cairn_sql_duration_seconds_bucket{le=\"1\"} 1",
+            "cairn_sql_duration_seconds_sum 3",
+        ] {
+            assert!(text.contains(&format!("\n{line}\n")), "{line}: {text}");
+        }
         assert!(text.contains("cairn_raft_applied_index{group=\"0\"} 7"), "{text}");
         assert!(text.contains("cairn_raft_audits_total{outcome=\"equal\"} 3"), "{text}");
         assert!(text.contains("cairn_peer_requests_refused_total 2"), "{text}");

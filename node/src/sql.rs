@@ -4,15 +4,16 @@ use crate::config::SqlConfig;
 use crate::error::{Error, Result};
 use crate::node::Node;
 use arrow_array::RecordBatch;
-use arrow_schema::SchemaRef;
+use arrow_schema::{Schema, SchemaRef};
 use cairn_proto::ErrorKind;
 use cairn_proto::command::{Level, Read};
-use cairn_query::sql::{Aggregate, Aggregated, Query, SqlEngine, SqlLimits, TABLES_MAX};
+use cairn_query::sql::{Aggregate, Aggregated, Parameter, Query, SqlEngine, SqlLimits, TABLES_MAX};
 use cairn_storage::meta::Meta;
+use serde::{Deserialize, Serialize};
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -27,6 +28,23 @@ const STACK_BYTES: usize = 64 << 20;
 const THREADS_MAX: usize = 8;
 /// Beside scans: for what operators write to disk.
 const SPILLING_THREADS: usize = 64;
+
+/// A query, and what it needs to be understood.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statement {
+    pub sql: String,
+    /// Of names without one.
+    pub project: String,
+    /// Values of its parameters, once they are bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<Vec<Parameter>>,
+}
+
+/// What a query answers with, and what it wants before.
+pub struct Described {
+    pub schema: SchemaRef,
+    pub parameters: Schema,
+}
 
 /// A query's schema and, batch after batch, its rows.
 pub struct Answer {
@@ -112,11 +130,42 @@ fn late(limit: Duration) -> Error {
 /// What a query would answer with. Sees everything that was acknowledged before.
 ///
 /// # Errors
-/// `InvalidArgument` for what is no query, writes, or names what is not there; `TooLarge`, `Overloaded`, `Timeout`.
-pub async fn describe(node: &Arc<Node>, sql: &str, project: &str) -> Result<SchemaRef> {
-    let _turn = node.sql.turn().await?;
-    let planned = plan(node, sql, project).await?;
-    Ok(planned.schema())
+/// `InvalidArgument` for what is no query, writes, names what is not there, or has other parameters; `TooLarge`,
+/// `Overloaded`, `Timeout`.
+pub async fn describe(node: &Arc<Node>, statement: &Statement) -> Result<Described> {
+    let described = async {
+        let _turn = node.sql.turn().await?;
+        let planned = plan(node, statement).await?;
+        Ok(Described { schema: planned.schema(), parameters: planned.parameters().clone() })
+    };
+    counted(node, described.await)
+}
+
+/// The same, and counts what was refused.
+fn counted<T>(node: &Node, outcome: Result<T>) -> Result<T> {
+    if let Err(error) = &outcome {
+        node.metrics.sql_refused(error.kind);
+    }
+    outcome
+}
+
+/// A query under way, as the counters see it.
+struct UnderWay {
+    node: Arc<Node>,
+    began: Instant,
+}
+
+impl UnderWay {
+    fn begin(node: &Arc<Node>) -> Self {
+        node.metrics.sql_began();
+        Self { node: Arc::clone(node), began: Instant::now() }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.node.metrics.sql_ended(self.began.elapsed());
+    }
 }
 
 /// Aggregates of rows at hand, with the limits of a query; see [`SqlEngine::aggregate`].
@@ -134,48 +183,56 @@ pub async fn aggregate(
     node.sql.apart(async move { Ok(engine.aggregate(&aggregates, &schema, &rows).await?) }).await
 }
 
-async fn plan(node: &Arc<Node>, sql: &str, project: &str) -> Result<Query> {
+async fn plan(node: &Arc<Node>, statement: &Statement) -> Result<Query> {
     let read = Read { level: Level::Linearizable, ..Read::default() };
     node.ensure(&read, 0..=node.shard_count()).await?;
     let (engine, catalog) = (Arc::clone(&node.sql.engine), node.meta.catalog());
     // A project that has nothing yet is one without tables.
-    let (source, sql, project) = (Arc::clone(&node.source), sql.to_owned(), project.to_owned());
-    node.sql.apart(async move { Ok(engine.plan(&sql, &project, &catalog, &source).await?) }).await
+    let (source, statement) = (Arc::clone(&node.source), statement.clone());
+    let planning = async move {
+        let Statement { sql, project, parameters } = &statement;
+        Ok(engine.plan(sql, project, &catalog, &source, parameters.as_deref()).await?)
+    };
+    node.sql.apart(planning).await
 }
 
 /// Runs a query. It ends when the receiver is dropped.
 ///
 /// # Errors
 /// As [`describe`]; later ones come in place of a batch.
-pub async fn run(node: &Arc<Node>, sql: &str, project: &str) -> Result<Answer> {
-    let turn = node.sql.turn().await?;
-    let planned = plan(node, sql, project).await?;
+pub async fn run(node: &Arc<Node>, statement: &Statement) -> Result<Answer> {
+    let under_way = UnderWay::begin(node);
+    let planned = async {
+        let turn = node.sql.turn().await?;
+        Ok((turn, plan(node, statement).await?))
+    };
+    let (turn, planned) = counted(node, planned.await)?;
     let schema = planned.schema();
     let (batches, receiver) = mpsc::channel(BATCHES_AHEAD);
     let SqlConfig { timeout, rows_max, .. } = node.sql.config;
     let sender = batches.clone();
+    let counters = Arc::clone(node);
     let running = async move {
         let mut rows = 0u64;
         let sent = planned.run(|batch| {
-            rows = rows.saturating_add(batch.num_rows() as u64);
-            let (sender, over) = (sender.clone(), rows > rows_max);
+            let sent = batch.num_rows() as u64;
+            rows = rows.saturating_add(sent);
+            let (sender, counters, over) = (sender.clone(), Arc::clone(&counters), rows > rows_max);
             async move {
-                let item = match over {
-                    true => Err(Error::new(
-                        ErrorKind::TooLarge,
-                        format!(
-                            "the answer is over {rows_max} rows, the limit of this node (--sql-rows-max); add a LIMIT, or \
-                             aggregate"
-                        ),
-                    )),
-                    false => Ok(batch),
-                };
-                Ok(sender.send(item).await.is_ok() && !over)
+                if over {
+                    return Err(cairn_query::Error::TooLarge(format!(
+                        "the answer is over {rows_max} rows, the limit of this node (--sql-rows-max); add a LIMIT, or aggregate"
+                    )));
+                }
+                let read = sender.send(Ok(batch)).await.is_ok();
+                counters.metrics.sql_rows(if read { sent } else { 0 });
+                Ok(read)
             }
         });
         Ok(sent.await?)
     };
     let runtime = node.sql.runtime.as_ref().ok_or_else(|| Error::internal("SQL has stopped"))?;
+    let node = Arc::clone(node);
     runtime.spawn(async move {
         let ended: Result<()> = tokio::select! {
             ended = running => ended,
@@ -184,8 +241,8 @@ pub async fn run(node: &Arc<Node>, sql: &str, project: &str) -> Result<Answer> {
             () = batches.closed() => Ok(()),
         };
         // Whoever asked may read the end of it late, or never.
-        drop(turn);
-        if let Err(error) = ended {
+        drop((turn, under_way));
+        if let Err(error) = counted(&node, ended) {
             let _ = batches.send(Err(error)).await;
         }
     });

@@ -44,8 +44,9 @@ impl FlightService for Flight {
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
         let permit = self.node.admit_stream()?;
         let upload = wire::open(request.into_inner(), &self.node.stopping).await?;
-        if flight_sql::command(&upload.descriptor.cmd).is_some() {
-            return Err(unsupported("writes by SQL, or parameters of a statement; SQL here is read-only"));
+        if let Some(command) = flight_sql::command(&upload.descriptor.cmd) {
+            let bound = flight_sql::bind(&self.node, command, upload).await?;
+            return Ok(Response::new(futures::stream::iter([Ok(bound)]).boxed()));
         }
         let Command::Ingest(ask) = wire::command(&upload.descriptor)? else {
             return Err(Error::invalid(

@@ -1,45 +1,43 @@
 //! Flight SQL: what ADBC and JDBC drivers and BI tools speak, in the same Flight service as Cairn's own commands.
 //!
 //! Its commands are protobuf and Cairn's are JSON, which the first byte tells apart. Nothing is kept between calls: a
-//! ticket or a prepared statement is the query itself. Unqualified names are of the project in the call header
-//! `cairn-project`, else of `default`.
+//! ticket or a prepared statement is the query itself, with the values of its parameters once they are bound, so any node
+//! takes any step of it. Unqualified names are of the project in the call header `cairn-project`, else of `default`.
 
-use super::wire::{Encoder, Replies};
+use super::wire::{self, Encoder, Replies};
 use crate::error::{Error, Result};
 use crate::node::Node;
-use crate::sql;
-use arrow_array::RecordBatch;
+use crate::sql::{self, Statement};
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_flight::decode::DecodedPayload;
 use arrow_flight::sql::metadata::{SqlInfoData, SqlInfoDataBuilder};
 use arrow_flight::sql::{
-    ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any, Command, ProstMessageExt, SqlInfo,
-    TicketStatementQuery,
+    ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any, Command,
+    DoPutPreparedStatementResult, ProstMessageExt, SqlInfo, TicketStatementQuery,
 };
-use arrow_flight::{Action, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, IpcMessage, SchemaAsIpc, Ticket};
+use arrow_flight::{
+    Action, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, IpcMessage, PutResult, SchemaAsIpc, Ticket,
+};
 use arrow_schema::{Schema, SchemaRef};
 use bytes::Bytes;
 use cairn_proto::{DEFAULT_PROJECT, ErrorKind};
-use cairn_query::sql::{CATALOG, SYSTEM};
+use cairn_query::sql::{CATALOG, Parameter, SYSTEM};
 use futures::{StreamExt, stream};
 use prost::Message;
-use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 /// Call header with the project of names that have none.
 pub const PROJECT_HEADER: &str = "cairn-project";
 /// Of a message, roughly: what clients take by default is 4 MiB.
 const MESSAGE_BYTES: usize = 2 << 20;
+/// A statement with the values of its parameters, as tickets and handles carry it.
+const HANDLE_BYTES_MAX: usize = 512 << 10;
 const CREATE_PREPARED: &str = "CreatePreparedStatement";
 const CLOSE_PREPARED: &str = "ClosePreparedStatement";
 const TABLE: &str = "TABLE";
-
-/// A query as tickets and prepared statements carry it.
-#[derive(Debug, Serialize, Deserialize)]
-struct Statement {
-    sql: String,
-    project: String,
-}
 
 enum Asked {
     Statement(Statement),
@@ -76,8 +74,8 @@ pub async fn info(
 ) -> Result<FlightInfo> {
     let (schema, ticket) = match asked(node, command, metadata).await? {
         Asked::Statement(statement) => {
-            let schema = sql::describe(node, &statement.sql, &statement.project).await?;
-            let ticket = TicketStatementQuery { statement_handle: statement.handle()? };
+            let schema = sql::describe(node, &statement).await?.schema;
+            let ticket = TicketStatementQuery { statement_handle: handle(&statement)? };
             (schema, ticket.as_any().encode_to_vec().into())
         }
         Asked::Batch(batch) => (batch.schema(), descriptor.cmd.clone()),
@@ -93,7 +91,7 @@ pub async fn info(
 /// As [`sql::describe`].
 pub async fn schema(node: &Arc<Node>, command: Command, metadata: &MetadataMap) -> Result<SchemaRef> {
     match asked(node, command, metadata).await? {
-        Asked::Statement(statement) => sql::describe(node, &statement.sql, &statement.project).await,
+        Asked::Statement(statement) => Ok(sql::describe(node, &statement).await?.schema),
         Asked::Batch(batch) => Ok(batch.schema()),
     }
 }
@@ -108,7 +106,7 @@ pub async fn get(node: &Arc<Node>, command: Command, metadata: &MetadataMap) -> 
             Ok(stream::iter(messages).boxed())
         }
         Asked::Statement(statement) => {
-            let answer = sql::run(node, &statement.sql, &statement.project).await?;
+            let answer = sql::run(node, &statement).await?;
             let first = stream::iter([Ok(encoder.schema(&answer.schema))]);
             let parts = ReceiverStream::new(answer.batches).flat_map(|batch| match batch {
                 Ok(batch) => stream::iter(in_parts(&batch).into_iter().map(Ok).collect::<Vec<_>>()),
@@ -122,7 +120,12 @@ pub async fn get(node: &Arc<Node>, command: Command, metadata: &MetadataMap) -> 
 
 /// Pieces of a batch that clients take in one message.
 fn in_parts(batch: &RecordBatch) -> Vec<RecordBatch> {
-    let parts = batch.get_array_memory_size().div_ceil(MESSAGE_BYTES).max(1);
+    // Of the rows themselves: a slice shares its memory with others.
+    let bytes = |column: &ArrayRef| {
+        let size = column.to_data().get_slice_memory_size();
+        size.unwrap_or_else(|_| column.get_array_memory_size())
+    };
+    let parts = batch.columns().iter().map(bytes).sum::<usize>().div_ceil(MESSAGE_BYTES).max(1);
     let step = batch.num_rows().div_ceil(parts).max(1);
     let starts = (0..batch.num_rows()).step_by(step);
     starts.map(|start| batch.slice(start, step.min(batch.num_rows() - start))).collect()
@@ -144,12 +147,12 @@ pub async fn action(
             let any = Any::decode(&*action.body).map_err(broken)?;
             let request = any.unpack::<ActionCreatePreparedStatementRequest>().ok().flatten();
             let request = request.ok_or_else(|| Error::invalid("the prepared statement does not decode"))?;
-            let statement = Statement { sql: request.query, project: project(metadata)? };
-            let schema = sql::describe(node, &statement.sql, &statement.project).await?;
+            let statement = Statement { sql: request.query, project: project(metadata)?, parameters: None };
+            let described = sql::describe(node, &statement).await?;
             let result = ActionCreatePreparedStatementResult {
-                prepared_statement_handle: statement.handle()?,
-                dataset_schema: ipc(&schema)?,
-                parameter_schema: ipc(&Schema::empty())?,
+                prepared_statement_handle: handle(&statement)?,
+                dataset_schema: ipc(&described.schema)?,
+                parameter_schema: ipc(&described.parameters)?,
             };
             Ok(Some(vec![arrow_flight::Result { body: result.as_any().encode_to_vec().into() }]))
         }
@@ -163,25 +166,59 @@ fn ipc(schema: &Schema) -> Result<Bytes> {
     message.map(|message| message.0).map_err(|error| Error::internal(error.to_string()))
 }
 
-impl Statement {
-    fn handle(&self) -> Result<Bytes> {
-        serde_json::to_vec(self).map(Bytes::from).map_err(|error| Error::internal(error.to_string()))
+/// Binds the one row of an upload to the parameters of a prepared statement: the answer is the handle to go on with.
+///
+/// # Errors
+/// `InvalidArgument` for a statement that is none, for another number of rows, values or types of them; `TooLarge`.
+pub async fn bind(node: &Arc<Node>, command: Command, mut upload: wire::Upload) -> Result<PutResult, Status> {
+    let Command::CommandPreparedStatementQuery(prepared) = command else {
+        let message = "this node does not offer writes by SQL: it reads and changes nothing; ingest rows instead";
+        return Err(Error::new(ErrorKind::Unsupported, message).into());
+    };
+    let mut statement = statement(&prepared.prepared_statement_handle)?;
+    let mut parameters = None;
+    while let Some(message) = wire::next(&mut upload.messages).await? {
+        let DecodedPayload::RecordBatch(row) = message.payload else { continue };
+        if parameters.is_some() {
+            return Err(Error::invalid("parameters are bound as one row; run the statement once for each").into());
+        }
+        parameters = Some(Parameter::of_row(&row).map_err(Error::from)?);
     }
+    if parameters.is_none() {
+        return Err(Error::invalid("no row of parameters came; bind one value for each").into());
+    }
+    statement.parameters = parameters;
+    let bound = handle(&statement)?;
+    sql::describe(node, &statement).await?;
+    let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(bound) };
+    Ok(PutResult { app_metadata: result.encode_to_vec().into() })
+}
 
-    fn of(handle: &[u8]) -> Result<Self> {
-        serde_json::from_slice(handle).map_err(|_| Error::invalid("the statement was not made by this database"))
+fn handle(statement: &Statement) -> Result<Bytes> {
+    let handle = serde_json::to_vec(statement).map_err(|error| Error::internal(error.to_string()))?;
+    match handle.len() {
+        0..=HANDLE_BYTES_MAX => Ok(handle.into()),
+        bytes => Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("the query with its parameters takes {bytes} bytes, over the limit of {HANDLE_BYTES_MAX}"),
+        )),
     }
+}
+
+fn statement(handle: &[u8]) -> Result<Statement> {
+    serde_json::from_slice(handle).map_err(|_| Error::invalid("the statement was not made by this database"))
 }
 
 async fn asked(node: &Arc<Node>, command: Command, metadata: &MetadataMap) -> Result<Asked> {
     let internal = |error: arrow_flight::error::FlightError| Error::internal(error.to_string());
     let batch = match command {
         Command::CommandStatementQuery(it) => {
-            return Ok(Asked::Statement(Statement { sql: it.query, project: project(metadata)? }));
+            let statement = Statement { sql: it.query, project: project(metadata)?, parameters: None };
+            return Ok(Asked::Statement(statement));
         }
-        Command::TicketStatementQuery(it) => return Statement::of(&it.statement_handle).map(Asked::Statement),
+        Command::TicketStatementQuery(it) => return statement(&it.statement_handle).map(Asked::Statement),
         Command::CommandPreparedStatementQuery(it) => {
-            return Statement::of(&it.prepared_statement_handle).map(Asked::Statement);
+            return statement(&it.prepared_statement_handle).map(Asked::Statement);
         }
         Command::CommandGetCatalogs(it) => {
             let mut found = it.into_builder();

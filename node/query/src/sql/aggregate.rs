@@ -103,7 +103,10 @@ fn expression(context: &SessionContext, sql: &str) -> Result<String> {
 
 /// Rows of a query with the columns `v`, a number, and perhaps `g`.
 async fn run(context: &SessionContext, sql: &str) -> Result<Vec<(u32, Option<f64>)>> {
-    let frame = understood(context, sql).await?;
+    let (frame, parameters) = understood(context, sql).await?;
+    if parameters > 0 {
+        return Err(Error::InvalidArgument("it has parameters, and there is nothing to bind to them".to_owned()));
+    }
     let kind = frame.schema().field(0).data_type().clone();
     if !kind.is_numeric() && !matches!(kind, DataType::Boolean | DataType::Null) {
         return Err(Error::InvalidArgument(format!("it gives {kind}")));

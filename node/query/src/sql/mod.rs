@@ -1,7 +1,8 @@
 //! SQL over everything, read-only: DataFusion over the rows of this node and what the registry holds.
 //!
 //! In reading order: `names` (which tables and functions there are), `rows` (rows of a feature view as a table),
-//! `system` (the registry as tables), `aggregate` (aggregates over rows at hand), `bounds` (what is too much to plan).
+//! `system` (the registry as tables), `parameters` (values for `$1`), `aggregate` (aggregates over rows at hand), `bounds`
+//! (what is too much to plan).
 //!
 //! Always true:
 //! - a query has a session of its own over one catalog; nothing it does is seen by the next
@@ -12,6 +13,7 @@
 mod aggregate;
 mod bounds;
 mod names;
+mod parameters;
 mod rows;
 mod system;
 #[cfg(test)]
@@ -20,6 +22,7 @@ mod tests;
 pub use aggregate::{Aggregate, Aggregated, GROUP};
 pub use bounds::TABLES_MAX;
 pub(crate) use bounds::check as check_bounds;
+pub use parameters::{PARAMETERS_MAX, Parameter};
 
 use crate::source::ShardedSource;
 use crate::{Error, Result};
@@ -36,6 +39,7 @@ use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext};
 use datafusion::sql::sqlparser::parser::ParserError;
 use futures::StreamExt;
 use names::{AsOf, History, Latest, Schemas};
+use parameters::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -78,6 +82,8 @@ impl std::fmt::Debug for SqlEngine {
 pub struct Query {
     frame: DataFrame,
     schema: SchemaRef,
+    parameters: Schema,
+    bound: bool,
 }
 
 impl SqlEngine {
@@ -119,24 +125,47 @@ impl SqlEngine {
 
     /// Understands one query. Names without a schema are of `project`.
     ///
+    /// - `values`: of its parameters; without them a query that has some can be described and not run
+    ///
     /// # Errors
-    /// `InvalidArgument` for what is no query, writes, or names what is not there; `TooLarge`.
+    /// `InvalidArgument` for what is no query, writes, names what is not there, or has other parameters; `TooLarge`.
     pub async fn plan(
         &self,
         sql: &str,
         project: &str,
         catalog: &Arc<Catalog>,
         source: &Arc<ShardedSource>,
+        values: Option<&[Parameter]>,
     ) -> Result<Query> {
         if sql.len() > SQL_BYTES_MAX {
             return Err(Error::TooLarge(format!("the query is over the limit of {SQL_BYTES_MAX} bytes")));
         }
-        let frame = understood(&self.context(project, catalog, source), sql).await?;
+        let bound = Bound::default();
+        let (frame, count) = understood(&self.context(project, catalog, source, &bound), sql).await?;
+        let types = bound.types(count, frame.logical_plan())?;
+        let (frame, is_bound) = match values {
+            Some(values) => {
+                let values = Bound::new(&types, values)?;
+                let frame = match bound.is_in_tables() {
+                    true => understood(&self.context(project, catalog, source, &values), sql).await?.0,
+                    false => frame,
+                };
+                let (state, plan) = frame.into_parts();
+                (DataFrame::new(state, values.put_into(plan)?), true)
+            }
+            None => (frame, types.is_empty()),
+        };
         let schema = Arc::new(frame.schema().as_arrow().clone());
-        Ok(Query { frame, schema })
+        Ok(Query { frame, schema, parameters: parameters::schema(&types), bound: is_bound })
     }
 
-    fn context(&self, project: &str, catalog: &Arc<Catalog>, source: &Arc<ShardedSource>) -> SessionContext {
+    fn context(
+        &self,
+        project: &str,
+        catalog: &Arc<Catalog>,
+        source: &Arc<ShardedSource>,
+        bound: &Bound,
+    ) -> SessionContext {
         let config = SessionConfig::new()
             .with_information_schema(true)
             .with_default_catalog_and_schema(CATALOG, project)
@@ -144,7 +173,7 @@ impl SqlEngine {
             .with_target_partitions(self.partitions);
         let context = self.session(config);
         let (catalog, source, meta) = (Arc::clone(catalog), Arc::clone(source), self.meta.clone());
-        let schemas = Schemas { catalog, source, meta, project: project.to_owned() };
+        let schemas = Schemas { catalog, source, meta, project: project.to_owned(), bound: bound.clone() };
         context.register_udtf("latest", Arc::new(Latest(schemas.clone())));
         context.register_udtf("history", Arc::new(History(schemas.clone())));
         context.register_udtf("as_of", Arc::new(AsOf(schemas.clone())));
@@ -153,16 +182,17 @@ impl SqlEngine {
     }
 }
 
-/// One query that only reads, and no larger than may be planned.
-async fn understood(context: &SessionContext, sql: &str) -> Result<DataFrame> {
+/// One query that only reads, and no larger than may be planned; how many parameters it has.
+async fn understood(context: &SessionContext, sql: &str) -> Result<(DataFrame, usize)> {
     let state = context.state();
     let dialect = state.config().options().sql_parser.dialect;
-    let statement = state.sql_to_statement(sql, &dialect).map_err(|error| told(&error))?;
+    let mut statement = state.sql_to_statement(sql, &dialect).map_err(|error| told(&error))?;
     check_bounds(&statement)?;
+    let count = parameters::number(&mut statement)?;
     let plan = state.statement_to_plan(statement).await.map_err(|error| told(&error))?;
     let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     options.verify_plan(&plan).map_err(|error| told(&error))?;
-    Ok(DataFrame::new(state, plan))
+    Ok((DataFrame::new(state, plan), count))
 }
 
 /// All tables, with schema and columns, in name order: what database tools browse.
@@ -171,7 +201,7 @@ async fn understood(context: &SessionContext, sql: &str) -> Result<DataFrame> {
 /// `Internal` when the catalog contradicts itself.
 pub fn tables(catalog: &Arc<Catalog>, source: &Arc<ShardedSource>) -> Result<Vec<(String, String, Schema)>> {
     let (catalog, source) = (Arc::clone(catalog), Arc::clone(source));
-    let schemas = Schemas { catalog, source, meta: None, project: String::new() };
+    let schemas = Schemas { catalog, source, meta: None, project: String::new(), bound: Bound::default() };
     schemas.tables()
 }
 
@@ -180,14 +210,26 @@ impl Query {
         Arc::clone(&self.schema)
     }
 
+    /// Its parameters as columns, in order; one that may be of any type has the type `Null`.
+    pub fn parameters(&self) -> &Schema {
+        &self.parameters
+    }
+
     /// Runs it, and hands batch after batch to `out` until that says `false`. Dropping this future ends the query.
     ///
     /// # Errors
-    /// What went wrong on the way: `TooLarge` when memory or disk for it ran out; what `out` reports.
+    /// `InvalidArgument` when parameters have no values. What went wrong on the way: `TooLarge` when memory or disk for it ran
+    /// out; what `out` reports.
     pub async fn run<F>(self, mut out: impl FnMut(RecordBatch) -> F) -> Result<()>
     where
         F: Future<Output = Result<bool>>,
     {
+        if !self.bound {
+            let taken = parameters::taken(self.parameters.fields().len());
+            return Err(Error::InvalidArgument(format!(
+                "the query takes {taken}, and no values were bound; prepare it, and bind a row with one value for each"
+            )));
+        }
         let mut batches = self.frame.execute_stream().await.map_err(|error| told(&error))?;
         while let Some(batch) = batches.next().await {
             if !out(batch.map_err(|error| told(&error))?).await? {

@@ -10,6 +10,7 @@
 //! cairn.information_schema.*                   what there is
 //! ```
 
+use super::parameters::Bound;
 use super::rows::{Rows, ViewTable};
 use super::{SYSTEM, external, system};
 use crate::source::ShardedSource;
@@ -38,6 +39,7 @@ pub(super) struct Schemas {
     pub meta: Option<Arc<Meta>>,
     /// Of names without one.
     pub project: String,
+    pub bound: Bound,
 }
 
 impl fmt::Debug for Schemas {
@@ -197,8 +199,8 @@ impl TableFunctionImpl for History {
 impl TableFunctionImpl for AsOf {
     fn call_with_args(&self, args: TableFunctionArgs<'_, '_>) -> Result<Arc<dyn TableProvider>, DataFusionError> {
         let (view, event_us, known_us) = match args.exprs() {
-            [view, event] => (view, micros(event)?, i64::MAX),
-            [view, event, known] => (view, micros(event)?, micros(known)?),
+            [view, event] => (view, micros(event, &self.0.bound)?, i64::MAX),
+            [view, event, known] => (view, micros(event, &self.0.bound)?, micros(known, &self.0.bound)?),
             _ => return Err(usage("as_of('view', time) or as_of('view', time, known)")),
         };
         self.0.view(&text(view)?, Rows::AsOf { event_us, known_us }).map_err(external)
@@ -216,8 +218,8 @@ fn text(expr: &Expr) -> Result<String, DataFusionError> {
     }
 }
 
-/// A constant time: `'2025-01-01'`, `TIMESTAMP '…'`, `now() - INTERVAL '1 day'`. Microseconds, UTC.
-fn micros(expr: &Expr) -> Result<i64, DataFusionError> {
+/// A constant time: `'2025-01-01'`, `TIMESTAMP '…'`, `now() - INTERVAL '1 day'`, `$1`. Microseconds, UTC.
+fn micros(expr: &Expr, bound: &Bound) -> Result<i64, DataFusionError> {
     let bad = || {
         let written = text(expr).map_or_else(|_| expr.to_string(), |text| format!("'{text}'"));
         external(Error::InvalidArgument(format!(
@@ -226,6 +228,7 @@ fn micros(expr: &Expr) -> Result<i64, DataFusionError> {
     };
     let context = SimplifyContext::builder().with_schema(Arc::new(DFSchema::empty())).with_current_time().build();
     let simplifier = ExprSimplifier::new(context);
+    let expr = &bound.constant_time(expr).map_err(external)?;
     let constant = simplifier.coerce(expr.clone(), &DFSchema::empty()).and_then(|it| simplifier.simplify(it));
     let Ok(Expr::Literal(value, _)) = constant else { return Err(bad()) };
     match value.cast_to(&crate::sql::rows::time_type()) {

@@ -3,8 +3,9 @@ use crate::historical::CreatedCutoff;
 use crate::historical::oracle::{Answer, Ask, Known, answer};
 use crate::plan::FeaturePlan;
 use crate::plan::tests::Project;
-use crate::testing::{Store, cell, fact, lines};
+use crate::testing::{Store, batch, cell, fact, lines};
 use arrow_cast::pretty::pretty_format_batches;
+use arrow_schema::{DataType, TimeUnit};
 use cairn_proto::ErrorKind;
 use cairn_proto::record::v1::ValueKind;
 use expect_test::{Expect, expect};
@@ -48,11 +49,15 @@ impl World {
     }
 
     fn try_ask(&self, sql: &str) -> Result<Vec<RecordBatch>> {
+        self.try_bound(sql, None)
+    }
+
+    fn try_bound(&self, sql: &str, values: Option<&[Parameter]>) -> Result<Vec<RecordBatch>> {
         let (catalog, source) = (self.project.catalog(), Arc::clone(&self.store.sharded));
         // On a worker, whose stack a long query may need.
         std::thread::scope(|scope| {
             let work = async {
-                let query = self.engine.plan(sql, "p", &catalog, &source).await?;
+                let query = self.engine.plan(sql, "p", &catalog, &source, values).await?;
                 let mut batches = vec![RecordBatch::new_empty(query.schema())];
                 let sent = query.run(|batch| {
                     batches.push(batch);
@@ -80,6 +85,13 @@ impl World {
         let error = self.try_ask(sql).unwrap_err();
         format!("{}: {error}", error.kind())
     }
+}
+
+/// Values as a driver binds them: of text, each of a type.
+fn values(of: &[(&str, DataType)]) -> Vec<Parameter> {
+    let columns: Vec<(&str, DataType)> = of.iter().map(|(_, data_type)| ("v", data_type.clone())).collect();
+    let row = of.iter().map(|(text, _)| cell(text)).collect();
+    Parameter::of_row(&batch(&columns, &[row])).unwrap()
 }
 
 /// Two entities; the first corrected late, the second deleted.
@@ -420,4 +432,117 @@ fn memory_and_spilled_rows_are_bounded() {
     assert!(error.to_string().starts_with("the query needs more than this node gives to SQL: "), "{error}");
     // And nothing of it stays.
     assert_eq!(world.rows("select count(*) as n from history('v')", &["n"]), ["20000"]);
+}
+
+#[test]
+fn values_take_the_places_of_parameters() {
+    let world = drivers();
+    let check = |sql: &str, of: &[(&str, DataType)], expected: &[&str]| {
+        let rows = world.try_bound(sql, Some(&values(of))).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let names: Vec<String> = rows[0].schema().fields().iter().map(|field| field.name().clone()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert_eq!(lines(&rows, &names), expected, "{sql}");
+    };
+    let (int, text) = (DataType::Int64, DataType::Utf8);
+    let micros = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+    check("select k, x from v where k = $1", &[("1", int.clone())], &["1 9"]);
+    check("select k, x from v where k = ?", &[("1", DataType::Int32)], &["1 9"]);
+    check("select k, x from v where k = $1", &[("-", int.clone())], &[]);
+    // Each where it was written, one of them twice; and not as text of the query.
+    let twice = "select x, s from history('v') where (k = $2 and x > $1) or s = $3 or k = $1 order by x";
+    check(twice, &[("8", int.clone()), ("1", int.clone()), ("b", text.clone())], &["8 b", "9 -", "70 late"]);
+    let order = "select ? as a, x from as_of('v', ?) where k = ? and x < ? order by 2 limit ?";
+    let five =
+        [("here", text.clone()), ("12", micros.clone()), ("1", int.clone()), ("70", int.clone()), ("1", int.clone())];
+    check(order, &five, &["here 7"]);
+    check("select k from v where s = $1", &[("a' or 'a' = 'a", text.clone())], &[]);
+    check("select x from as_of('v', $1) where k = 1", &[("1970-01-01T00:00:00.000016Z", text.clone())], &["70"]);
+    check("select x from as_of('v', $1, $2) where k = 1", &[("16", micros.clone()), ("299", micros.clone())], &["7"]);
+    check("select x from as_of('v', $1 - interval '1 hour')", &[("16", micros)], &[]);
+    check("select count(*) as n from v where k in ($1, $2)", &[("1", int.clone()), ("2", int.clone())], &["1"]);
+    check("select $1 as a", &[("1.5", DataType::Float32)], &["1.5"]);
+    check("select 1 as a", &[], &["1"]);
+}
+
+#[test]
+fn parameters_are_described() {
+    let world = drivers();
+    let described = |sql: &str| {
+        let (catalog, source) = (world.project.catalog(), Arc::clone(&world.store.sharded));
+        let query = world.runtime.block_on(world.engine.plan(sql, "p", &catalog, &source, None)).unwrap();
+        let of = |it: &Schema| {
+            let text = |field: &Arc<arrow_schema::Field>| format!("{} {}", field.name(), field.data_type());
+            it.fields().iter().map(text).collect::<Vec<_>>().join(", ")
+        };
+        format!("({}) -> {}", of(query.parameters()), of(&query.schema()))
+    };
+    assert_eq!(described("select k from v where s = $2 and x > $1"), "($1 Int64, $2 Utf8) -> k Int64");
+    assert_eq!(described("select k from as_of('v', ?)"), "($1 Timestamp(µs, \"UTC\")) -> k Int64");
+    assert_eq!(described("select k from v"), "() -> k Int64");
+}
+
+#[test]
+fn wrong_parameters_are_told_by_their_numbers() {
+    let world = drivers();
+    let check = |sql: &str, of: &[(&str, DataType)], expected: Expect| {
+        let error = world.try_bound(sql, Some(&values(of))).unwrap_err();
+        expected.assert_eq(&format!("{}: {error}", error.kind()));
+    };
+    let (int, text) = (DataType::Int64, DataType::Utf8);
+    let two = "select k from v where k = $1 and s = $2";
+    check(
+        two,
+        &[("1", int.clone())],
+        expect![
+            "invalid_argument: the query takes 2 parameters ($1, $2), and 1 value was bound; bind one value for each"
+        ],
+    );
+    check(
+        two,
+        &[("a", text.clone()), ("a", text.clone())],
+        expect![
+            "invalid_argument: parameter $1 is Int64 in this query, and a string was bound; bind such a value, or cast in the query"
+        ],
+    );
+    check(
+        two,
+        &[("1", int.clone()), ("1", int.clone())],
+        expect![
+            "invalid_argument: parameter $2 is Utf8 in this query, and an integer was bound; bind such a value, or cast in the query"
+        ],
+    );
+    check(
+        "select k from v where k = $1",
+        &[("1.5", DataType::Float64)],
+        expect![
+            "invalid_argument: parameter $1 is Int64 in this query, and a float was bound; bind such a value, or cast in the query"
+        ],
+    );
+    check(
+        "select k from as_of('v', $1)",
+        &[("soon", text.clone())],
+        expect![[r#"invalid_argument: the value bound to parameter $1 does not fit Timestamp(µs, "UTC")"#]],
+    );
+    check(
+        "select 1",
+        &[("1", int)],
+        expect!["invalid_argument: the query takes no parameters, and 1 value was bound; bind one value for each"],
+    );
+    let refused = |sql: &str| world.refused(sql);
+    expect![
+        "invalid_argument: the query takes 2 parameters ($1, $2), and no values were bound; prepare it, and bind a row with one value for each"
+    ]
+    .assert_eq(&refused(two));
+    expect!["invalid_argument: the query has $3 and no $2; number its parameters without holes"]
+        .assert_eq(&refused("select $1, $3"));
+    expect!["invalid_argument: `$name` is no parameter; write them `$1`, `$2`, … or `?`"]
+        .assert_eq(&refused("select $name"));
+    expect!["invalid_argument: parameters are written `$1`, `$2`, … or `?`, not both"]
+        .assert_eq(&refused("select ?, $1"));
+    expect!["invalid_argument: SQL here reads and changes nothing; Delete is refused"]
+        .assert_eq(&refused("delete from v where k = $1"));
+    expect!["too_large: the query has more than 256 parameters"].assert_eq(&refused("select $257"));
+    let rows = batch(&[("v", text)], &[vec![cell("a")], vec![cell("b")]]);
+    expect!["parameters are bound as one row, and 2 came; run the statement once for each"]
+        .assert_eq(&Parameter::of_row(&rows).unwrap_err().to_string());
 }
