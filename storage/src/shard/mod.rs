@@ -5,12 +5,14 @@
 //!   [`drive`]: which step is next
 //! - [`tiers`]: history that is in segments; [`tiering`]: what goes there next; [`merged`]: it and the database as one
 //! - [`records`]: values and system keys as bytes
-//! - [`reads`]: newest and as-of rows by entity key; [`sweep`]: many of these in one walk; [`scan`]: rows in key order
+//! - [`reads`]: newest and as-of rows by entity key; [`sweep`]: many of these in one walk; [`scan`]: rows in key order;
+//!   [`columns`]: history as columns
 //!
 //! What always holds: `latest` has the greatest (event time, created time, commit index) of the entity's rows in
 //! `history`; rows, deduplication and the applied position change in one write; reads never wait for writes.
 
 mod apply;
+mod columns;
 mod dedup;
 mod drive;
 mod export;
@@ -27,6 +29,7 @@ mod tests;
 mod tiering;
 mod tiers;
 
+pub use columns::{ColumnScan, Columns, Piece};
 pub use dedup::SEQUENCE_WINDOW;
 pub use drive::{Ask, next_asks};
 pub use export::Part;

@@ -4,7 +4,7 @@
 //! features. A feature of such a name takes the place of the column. ttl is not applied: rows show their own times.
 //!
 //! What a query needs not is not decoded: other columns, times outside its bounds, and all entities but one when it
-//! gives the whole key.
+//! gives the whole key. History in segments comes as the columns it lies in.
 
 use super::{BATCH_ROWS, external};
 use crate::source::{Runs, ShardedSource, settled};
@@ -17,7 +17,7 @@ use cairn_proto::record::v1::Field;
 use cairn_storage::catalog::Catalog;
 use cairn_storage::keys::{EntityKeyDecoder, EntityKeys};
 use cairn_storage::row::{RowDecoder, RowSchema};
-use cairn_storage::shard::{RowRef, Scope};
+use cairn_storage::shard::{ColumnScan, Columns, Piece, RowRef, Scope};
 use cairn_storage::types::arrow_type;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{DataFusionError, ScalarValue};
@@ -271,55 +271,43 @@ impl Scan {
     /// Hands the rows of `runs` to `send` until that says `false`, or nobody is `there`, which is asked on the way: of many
     /// rows perhaps none is sent. Blocks.
     fn run(&self, runs: &Runs, there: &dyn Fn() -> bool, send: &mut dyn FnMut(RecordBatch) -> bool) -> Result<()> {
-        let batch_rows = self.limit.unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS);
-        let mut batch = Batch::new(self, batch_rows)?;
-        let mut entity: (Vec<u8>, bool) = Default::default();
-        let mut failed: Option<Error> = None;
-        let (mut stopped, mut seen) = (false, 0usize);
+        let mut out = Out::new(self, there, send)?;
+        let features: Vec<usize> = self.columns.iter().filter_map(Column::feature).collect();
+        let wants = |wanted: fn(&Column) -> bool| self.columns.iter().any(wanted);
         for (shard, slots) in runs.each() {
             // Not later, when rows have been sent already.
             settled(self.source.as_ref(), SEGMENTS_WAIT, || Ok(shard.check_segments(self.storage_id)?))?;
-            let mut visit = |key: &[u8], row: RowRef<'_>| {
-                seen += 1;
-                if seen.is_multiple_of(BATCH_ROWS) && !there() {
-                    stopped = true;
-                    return ControlFlow::Break(());
-                }
-                if !self.wants(key, &row, &mut entity) {
-                    return ControlFlow::Continue(());
-                }
-                let sent = batch.push(key, &row).and_then(|()| match batch.rows < batch_rows {
-                    true => Ok(true),
-                    false => Ok(send(std::mem::replace(&mut batch, Batch::new(self, batch_rows)?).finish(self)?)),
-                });
-                match sent {
-                    Ok(true) => return ControlFlow::Continue(()),
-                    Ok(false) => stopped = true,
-                    Err(error) => failed = Some(error),
-                }
-                ControlFlow::Break(())
-            };
             let scope = match &self.entity {
                 Some(key) => Scope::Entity(key),
-                None => Scope::Slots(slots),
+                None => Scope::Slots(slots.clone()),
             };
-            match self.rows {
-                Rows::Latest => shard.scan_latest(self.storage_id, scope, &mut visit)?,
-                Rows::History | Rows::AsOf { .. } => shard.scan(self.storage_id, scope, &mut visit)?,
+            match (self.rows, &self.entity) {
+                (Rows::Latest, _) => shard.scan_latest(self.storage_id, scope, &mut |key, row| out.row(key, &row))?,
+                (Rows::History, None) => {
+                    let ask = ColumnScan {
+                        storage_id: self.storage_id,
+                        slots,
+                        event_us: self.bounds.clone(),
+                        features: &features,
+                        keys: wants(|it| matches!(it, Column::Key(_))),
+                        committed: wants(|it| *it == Column::Committed),
+                        deleted: wants(|it| *it == Column::Deleted),
+                    };
+                    let mut visit = |piece: Piece<'_>| match piece {
+                        Piece::Row(key, row) => out.row(key, &row),
+                        Piece::Columns(columns) => out.columns(columns),
+                    };
+                    shard.scan_columns(&ask, &mut visit)?;
+                }
+                _ => shard.scan(self.storage_id, scope, &mut |key, row| out.row(key, &row))?,
             }
-            if let Some(error) = failed {
-                return Err(error);
-            }
-            if stopped {
-                return Ok(());
+            if let Some(ended) = out.ended {
+                return ended;
             }
         }
         // A claim that ends does so before the rows go: unchanged, all rows were there.
         self.source.still(runs)?;
-        if batch.rows > 0 {
-            send(batch.finish(self)?);
-        }
-        Ok(())
+        out.finish()
     }
 
     /// Whether a row belongs to the answer. `entity`: the key that rows are of now, and whether it has its row.
@@ -341,6 +329,106 @@ impl Scan {
             }
         };
         chosen && self.bounds.contains(&row.event_us)
+    }
+
+    fn batch_of(&self, columns: Columns) -> Result<RecordBatch> {
+        let mut features = columns.features.into_iter();
+        let column = |column: &Column| match column {
+            Column::Key(at) => columns.keys.get(*at).cloned(),
+            Column::Event => Some(Arc::clone(&columns.event)),
+            Column::Created => Some(Arc::clone(&columns.created)),
+            Column::Committed => columns.committed.clone(),
+            Column::Deleted => columns.deleted.clone(),
+            Column::Feature(_) => features.next(),
+        };
+        let found: Option<Vec<ArrayRef>> = self.columns.iter().map(column).collect();
+        self.assemble(columns.rows, found)
+    }
+
+    fn assemble(&self, rows: usize, columns: Option<Vec<ArrayRef>>) -> Result<RecordBatch> {
+        let columns = columns.ok_or_else(|| Error::internal("a scan misses a column"))?;
+        let exact = RecordBatchOptions::new().with_row_count(Some(rows));
+        RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &exact).map_err(Error::internal)
+    }
+}
+
+/// What a scan has found and is on its way to whoever asked.
+struct Out<'a> {
+    scan: &'a Scan,
+    there: &'a dyn Fn() -> bool,
+    send: &'a mut dyn FnMut(RecordBatch) -> bool,
+    batch: Batch,
+    batch_rows: usize,
+    /// The key that rows are of now, and whether it has its row.
+    entity: (Vec<u8>, bool),
+    seen: usize,
+    /// The scan goes no further: nobody wants more, or it failed.
+    ended: Option<Result<()>>,
+}
+
+impl<'a> Out<'a> {
+    fn new(scan: &'a Scan, there: &'a dyn Fn() -> bool, send: &'a mut dyn FnMut(RecordBatch) -> bool) -> Result<Self> {
+        let batch_rows = scan.limit.unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS);
+        let batch = Batch::new(scan, batch_rows)?;
+        Ok(Self { scan, there, send, batch, batch_rows, entity: Default::default(), seen: 0, ended: None })
+    }
+
+    fn end(&mut self, how: Result<()>) -> ControlFlow<()> {
+        self.ended = Some(how);
+        ControlFlow::Break(())
+    }
+
+    fn row(&mut self, key: &[u8], row: &RowRef<'_>) -> ControlFlow<()> {
+        self.seen += 1;
+        if self.seen.is_multiple_of(BATCH_ROWS) && !(self.there)() {
+            return self.end(Ok(()));
+        }
+        if !self.scan.wants(key, row, &mut self.entity) {
+            return ControlFlow::Continue(());
+        }
+        match self.push(key, row) {
+            Ok(true) => ControlFlow::Continue(()),
+            Ok(false) => self.end(Ok(())),
+            Err(error) => self.end(Err(error)),
+        }
+    }
+
+    /// Whether more is wanted.
+    fn push(&mut self, key: &[u8], row: &RowRef<'_>) -> Result<bool> {
+        self.batch.push(key, row)?;
+        if self.batch.rows < self.batch_rows {
+            return Ok(true);
+        }
+        let full = std::mem::replace(&mut self.batch, Batch::new(self.scan, self.batch_rows)?);
+        Ok((self.send)(full.finish(self.scan)?))
+    }
+
+    /// Rows of a segment within the bounds. Sent as they are, in slices.
+    fn columns(&mut self, columns: Columns) -> ControlFlow<()> {
+        if !(self.there)() {
+            return self.end(Ok(()));
+        }
+        if columns.rows == 0 {
+            return ControlFlow::Continue(());
+        }
+        let batch = match self.scan.batch_of(columns) {
+            Ok(batch) => batch,
+            Err(error) => return self.end(Err(error)),
+        };
+        for start in (0..batch.num_rows()).step_by(self.batch_rows) {
+            if !(self.send)(batch.slice(start, self.batch_rows.min(batch.num_rows() - start))) {
+                return self.end(Ok(()));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Sends what is left.
+    fn finish(self) -> Result<()> {
+        if self.batch.rows > 0 {
+            (self.send)(self.batch.finish(self.scan)?);
+        }
+        Ok(())
     }
 }
 
@@ -397,9 +485,7 @@ impl Batch {
             Column::Feature(_) => features.next(),
         };
         let columns: Option<Vec<ArrayRef>> = scan.columns.iter().map(column).collect();
-        let columns = columns.ok_or_else(|| Error::internal("a scan misses a column"))?;
-        let exact = RecordBatchOptions::new().with_row_count(Some(self.rows));
-        RecordBatch::try_new_with_options(Arc::clone(&scan.schema), columns, &exact).map_err(Error::internal)
+        scan.assemble(self.rows, columns)
     }
 }
 

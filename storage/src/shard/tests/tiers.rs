@@ -9,8 +9,8 @@ use crate::row::{RowEncoder, RowSchema};
 use crate::segment::{SegmentLayout, SegmentStore};
 use crate::testing::field;
 use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
-use arrow_array::{ArrayRef, Int64Array};
+use arrow_array::types::{Int64Type, TimestampMicrosecondType};
+use arrow_array::{Array, ArrayRef, Int64Array};
 use cairn_proto::record::v1::{AddSegment, SlotMove, SlotMoveState, TrimHistory, meta_command};
 
 const STORAGE_ID: u32 = 1;
@@ -66,6 +66,20 @@ fn packed(value: Option<i64>) -> Vec<u8> {
         RowEncoder::new(&layout().row, &[column]).unwrap().encode(0, &mut packed).unwrap();
     }
     packed
+}
+
+fn row_of(columns: &Columns, row: usize) -> (Vec<u8>, i64, i64, i64, Vec<u8>) {
+    let time = |column: &ArrayRef| column.as_primitive::<TimestampMicrosecondType>().value(row);
+    let value = columns.features[0].as_primitive::<Int64Type>();
+    let value = value.is_valid(row).then(|| value.value(row));
+    assert_eq!(
+        columns.deleted.as_ref().unwrap().as_boolean().value(row),
+        value.is_none(),
+        "a null is a row that deletes"
+    );
+    let committed = time(columns.committed.as_ref().unwrap());
+    let key = entity(columns.keys[0].as_primitive::<Int64Type>().value(row));
+    (key, time(&columns.event), time(&columns.created), committed, packed(value))
 }
 
 struct World {
@@ -305,6 +319,73 @@ impl World {
             shard.shard.scan(STORAGE_ID, Scope::All, visit).unwrap();
         }
         self.check_sweeps();
+        self.check_columns();
+    }
+
+    /// As columns there are the rows that a walk shows, each once.
+    fn check_columns(&self) {
+        // Key, event, created and commit time, value.
+        type Row = (Vec<u8>, i64, i64, i64, Vec<u8>);
+        for shard in &self.shards {
+            for (slots, bounds) in [
+                (0..4096, i64::MIN..=i64::MAX),
+                (slot_of(&entity(1))..slot_of(&entity(1)) + 1, 0..=9),
+                (0..2048, 2..=5),
+                (2048..4096, 4..=4),
+            ] {
+                let mut expected: Vec<Row> = Vec::new();
+                let visit = &mut |key: &[u8], row: RowRef<'_>| {
+                    if bounds.contains(&row.event_us) {
+                        let packed = row.packed.to_vec();
+                        expected.push((key.to_vec(), row.event_us, row.created_us, row.committed_us, packed));
+                    }
+                    ControlFlow::Continue(())
+                };
+                shard.shard.scan(STORAGE_ID, Scope::Slots(slots.clone()), visit).unwrap();
+                let ask = ColumnScan {
+                    storage_id: STORAGE_ID,
+                    slots: slots.clone(),
+                    event_us: bounds.clone(),
+                    features: &[0],
+                    keys: true,
+                    committed: true,
+                    deleted: true,
+                };
+                let mut found: Vec<Row> = Vec::new();
+                let visit = &mut |piece: Piece<'_>| {
+                    match piece {
+                        Piece::Row(key, row) if bounds.contains(&row.event_us) => {
+                            let packed = row.packed.to_vec();
+                            found.push((key.to_vec(), row.event_us, row.created_us, row.committed_us, packed));
+                        }
+                        Piece::Row(..) => {}
+                        Piece::Columns(columns) => (0..columns.rows).for_each(|row| found.push(row_of(&columns, row))),
+                    }
+                    ControlFlow::Continue(())
+                };
+                shard.shard.scan_columns(&ask, visit).unwrap();
+                expected.sort();
+                found.sort();
+                assert_eq!(found, expected, "{slots:?} {bounds:?}");
+                // Nothing but what is asked for is read, and the rows are as many.
+                let ask = ColumnScan { features: &[], keys: false, committed: false, deleted: false, ..ask };
+                let mut rows = 0;
+                let visit = &mut |piece: Piece<'_>| {
+                    match piece {
+                        Piece::Row(_, row) => rows += usize::from(bounds.contains(&row.event_us)),
+                        Piece::Columns(columns) => {
+                            assert!(columns.keys.is_empty() && columns.features.is_empty());
+                            assert!(columns.committed.is_none() && columns.deleted.is_none());
+                            assert_eq!(columns.event.len(), columns.rows);
+                            rows += columns.rows;
+                        }
+                    }
+                    ControlFlow::Continue(())
+                };
+                shard.shard.scan_columns(&ask, visit).unwrap();
+                assert_eq!(rows, expected.len(), "{slots:?} {bounds:?}");
+            }
+        }
     }
 
     /// One walk finds what lookups one by one find.
