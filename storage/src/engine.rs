@@ -36,6 +36,10 @@ const MEMTABLES_MAX: i32 = 4;
 /// Files that small memtables leave behind, merged at once into the next level.
 const L0_FILES_MERGED: i32 = 8;
 
+/// A file of versions is compacted soon when so many in a row, of twice as many, are deleted, or this share of all.
+const DELETED_IN_A_ROW: usize = 64;
+const DELETED_SHARE: f64 = 0.5;
+
 /// Memory and threads for all groups of a node.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
@@ -162,6 +166,12 @@ impl Engine {
                     Some(has_version_suffix),
                 ));
                 options.set_memtable_prefix_bloom_ratio(0.05);
+                // Versions leave in runs: every lookup of an entity would pass them until they are compacted away.
+                options.add_compact_on_deletion_collector_factory(
+                    DELETED_IN_A_ROW * 2,
+                    DELETED_IN_A_ROW,
+                    DELETED_SHARE,
+                );
                 options.set_bottommost_compression_type(DBCompressionType::Zstd);
             }
             Layout::Small => {

@@ -6,7 +6,7 @@ use super::records::{RowRef, decode_history, decode_latest};
 use super::tiers::{Tiers, has_slot, root_of};
 use super::{HISTORY, LATEST, Shard};
 use crate::Result;
-use crate::engine::{Db, Iter, IterOptions};
+use crate::engine::{Iter, IterOptions, Snapshot};
 use crate::keys::{VERSION_BYTES, push_latest_key, push_version, split_latest_key};
 use crate::segment::{Hit, SegmentSeeker, SegmentStore};
 use cairn_proto::record::v1::Segment;
@@ -17,6 +17,9 @@ const KEYS_AT_ONCE: usize = 1024;
 
 /// Lookups sorted and answered together; bounds the rows copied at once.
 const LOOKUPS_AT_ONCE: usize = 16_384;
+
+/// Lookups of a batch by which it is decided whether newest rows are looked at first.
+const PROBES: usize = 4;
 
 /// Steps before a seek is cheaper.
 const STEPS_MAX: usize = 8;
@@ -82,7 +85,8 @@ impl Shard {
         visit: &mut dyn FnMut(usize, Option<RowRef<'_>>),
     ) -> Result<()> {
         let db = self.group.db();
-        let mut finder = Finder::new(&db)?;
+        let snapshot = db.snapshot();
+        let mut finder = Finder::new(&snapshot)?;
         // Of a later moment than the iterator: what leaves the database meanwhile is in a segment by then.
         let tiers = self.tiers();
         let mut colder = Colder::new(self.segment_store(), &tiers, storage_id);
@@ -107,16 +111,28 @@ impl Shard {
             });
             let mut copies = Vec::new();
             let mut found: Vec<Option<(RowRef<'static>, Range<usize>)>> = vec![None; lookups.len()];
-            for &index in &sorted.order {
-                finder.find(sorted.key(index), &lookups[index], &mut |row| {
-                    found[index] = row.map(|row| {
-                        let start = copies.len();
-                        copies.extend_from_slice(row.packed);
-                        (without_packed(&row), start..copies.len())
-                    });
-                })?;
+            let mut copy = |row: RowRef<'_>| {
+                let start = copies.len();
+                copies.extend_from_slice(row.packed);
+                (without_packed(&row), start..copies.len())
+            };
+            let mut known = vec![false; lookups.len()];
+            if !colder.is_empty() && are_recent(&snapshot, &sorted, lookups)? {
+                for order in sorted.order.chunks(KEYS_AT_ONCE) {
+                    let values = snapshot.multi_get(LATEST, order.iter().map(|&index| sorted.key(index)))?;
+                    for (&index, value) in order.iter().zip(&values) {
+                        if let Newest::Answers(row) = Newest::of(value.as_deref(), &lookups[index])? {
+                            found[index] = row.map(&mut copy);
+                            known[index] = true;
+                        }
+                    }
+                }
             }
-            for &index in &sorted.order {
+            let unknown = sorted.order.iter().copied().filter(|&index| !known[index]);
+            for index in unknown.clone() {
+                finder.find(sorted.key(index), &lookups[index], &mut |row| found[index] = row.map(&mut copy))?;
+            }
+            for index in unknown {
                 let hot = found[index].as_ref().map(|(row, _)| row.version());
                 if let Some(hit) = colder.find(sorted.key(index), &lookups[index], hot)? {
                     let start = copies.len();
@@ -131,6 +147,37 @@ impl Shard {
         }
         Ok(())
     }
+}
+
+/// What an entity's newest row says of a lookup.
+enum Newest<'a> {
+    /// It is the answer; without any there is no row at all.
+    Answers(Option<RowRef<'a>>),
+    /// An older one may be.
+    IsTooNew,
+}
+
+impl<'a> Newest<'a> {
+    /// - `value`: of the entity in `latest`
+    fn of(value: Option<&'a [u8]>, lookup: &Lookup<'_>) -> Result<Self> {
+        let Some(row) = value.map(decode_latest).transpose()? else { return Ok(Self::Answers(None)) };
+        let within = row.event_us <= lookup.event_us
+            && row.created_us <= lookup.created_us
+            && row.committed_us <= lookup.committed_us;
+        Ok(if within { Self::Answers(Some(row)) } else { Self::IsTooNew })
+    }
+}
+
+/// Whether newest rows answer most of the lookups, by a few of them.
+fn are_recent(snapshot: &Snapshot<'_>, sorted: &SortedKeys, lookups: &[Lookup<'_>]) -> Result<bool> {
+    let step = sorted.order.len().div_ceil(PROBES).max(1);
+    let (mut answered, mut asked) = (0, 0);
+    for &index in sorted.order.iter().step_by(step) {
+        let value = snapshot.get(LATEST, sorted.key(index))?;
+        asked += 1;
+        answered += usize::from(matches!(Newest::of(value.as_deref(), &lookups[index])?, Newest::Answers(_)));
+    }
+    Ok(answered * 2 > asked)
 }
 
 fn without_packed(row: &RowRef<'_>) -> RowRef<'static> {
@@ -225,8 +272,8 @@ struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    fn new(db: &'a Db) -> Result<Self> {
-        let iter = db.iter(HISTORY, IterOptions { same_prefix: true, ..IterOptions::default() })?;
+    fn new(snapshot: &'a Snapshot<'_>) -> Result<Self> {
+        let iter = snapshot.iter(HISTORY, IterOptions { same_prefix: true, ..IterOptions::default() })?;
         Ok(Self { iter, target: Vec::new(), prefix: 0, exact: false })
     }
 
