@@ -15,7 +15,7 @@ use crate::clock::now_us;
 use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::predict::{hex, load, unhex};
-use crate::sql::aggregate;
+use crate::sql::{aggregate, behind};
 use crate::{artifacts, datasets, features, meta_write};
 use arrow_array::{Array, ArrayRef, Float64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
@@ -319,7 +319,7 @@ impl Run {
         }
         let options = self.setup.join_options(spine::TIME, Some(self.setup.known_us));
         let source = Arc::clone(&node.source);
-        Ok(tokio::spawn(crate::api::flight::blocking(move || {
+        Ok(tokio::spawn(behind(Arc::clone(node), move || {
             let one = |(plan, input): (Arc<FeaturePlan>, RecordBatch)| {
                 let before = input.num_columns();
                 let (schema, parts) = plan.join_historical(&[input], options.clone(), source.as_ref())?;
@@ -403,7 +403,7 @@ impl Run {
         let places: Vec<u32> = self.times.iter().map(|time_us| self.window_of(*time_us)).collect();
         let (kind, windows) = (Kind::of(&self.labels, scores), self.setup.windows.clone());
         let none = vec![None; self.setup.aggregates.len()];
-        let measured = crate::api::flight::blocking(move || {
+        let measured = behind(Arc::clone(node), move || {
             let overall = Metrics::of(kind, rows.iter().copied());
             let mut by_window: Vec<Vec<(f64, f64)>> = vec![Vec::new(); windows.len()];
             for (place, row) in places.into_iter().zip(rows) {

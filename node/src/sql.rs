@@ -1,4 +1,5 @@
-//! SQL apart from serving: threads of its own, few of them, and limits on time, rows, memory and how many run.
+//! SQL apart from serving: threads of its own that the operating system puts behind all others, and limits on time, rows,
+//! memory and how many run. Joins of training sets and backtests run there, too.
 
 use crate::config::SqlConfig;
 use crate::error::{Error, Result};
@@ -14,6 +15,7 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use thread_priority::{ThreadPriority, set_current_thread_priority};
 use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -28,6 +30,8 @@ const STACK_BYTES: usize = 64 << 20;
 const THREADS_MAX: usize = 8;
 /// Beside scans: for what operators write to disk.
 const SPILLING_THREADS: usize = 64;
+/// From 0 to 99, of which serving has 49: a niceness of 10.
+const BEHIND: u8 = 22;
 
 /// A query, and what it needs to be understood.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,8 +80,8 @@ impl Sql {
     /// `Internal` when the folder or the threads cannot be had.
     pub fn new(data_dir: &Path, config: SqlConfig, meta: Arc<Meta>) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        // Half of the cores, so that the others serve.
-        let threads = (cores / 2).clamp(1, THREADS_MAX);
+        // All of them: serving comes first on each.
+        let threads = cores.clamp(1, THREADS_MAX);
         let limits = SqlLimits {
             memory_bytes: config.memory_bytes,
             spill_bytes: config.spill_bytes,
@@ -89,8 +93,10 @@ impl Sql {
             .thread_name("sql")
             .worker_threads(threads)
             .thread_stack_size(STACK_BYTES)
-            // A scan holds a thread until it is read: as many as there may be, or queries would wait for each other.
+            // A scan holds a thread until it is read: as many as there may be, or queries would wait for each other. Joins are
+            // few, and wait for nobody.
             .max_blocking_threads(QUERIES_MAX * TABLES_MAX * threads + SPILLING_THREADS)
+            .on_thread_start(step_back)
             .enable_all()
             .build()
             .map_err(|error| Error::internal(format!("threads for SQL: {error}")))?;
@@ -117,6 +123,15 @@ impl Sql {
             Ok(Err(error)) => Err(Error::internal(format!("a query stopped: {error}"))),
             Err(_) => Err(late(limit)),
         }
+    }
+}
+
+/// The operating system runs this thread when others leave it time: serving comes first. It gets about a tenth of what a
+/// serving thread beside it gets, so that it is slow then and does not stand still.
+fn step_back() {
+    // A lower priority needs no permission; where it is refused all the same, it is left out.
+    if let Ok(behind) = BEHIND.try_into().map(ThreadPriority::Crossplatform) {
+        let _ = set_current_thread_priority(behind);
     }
 }
 
@@ -194,6 +209,21 @@ async fn plan(node: &Arc<Node>, statement: &Statement) -> Result<Query> {
         Ok(engine.plan(sql, project, &catalog, &source, parameters.as_deref()).await?)
     };
     node.sql.apart(planning).await
+}
+
+/// Runs work that blocks for long where queries run: behind serving.
+///
+/// # Errors
+/// What `work` reports; `Internal` when it panics.
+pub async fn behind<T: Send + 'static>(
+    node: Arc<Node>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let runtime = node.sql.runtime.as_ref().ok_or_else(|| Error::internal("SQL has stopped"))?;
+    match runtime.spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Error::internal(format!("a worker stopped: {error}"))),
+    }
 }
 
 /// Runs a query. It ends when the receiver is dropped.

@@ -1,6 +1,5 @@
 //! `DoExchange`: entity rows or a spine up, answers down, for as long as the client likes.
 
-use super::flight::blocking;
 use super::wire::{self, Encoder};
 use crate::error::{Error, Result};
 use crate::features;
@@ -109,7 +108,7 @@ pub async fn historical(
     let (batches, mut joined) = mpsc::channel::<RecordBatch>(2);
     let source = Arc::clone(&node.source);
     let permit = node.admit_join().await?;
-    let work = tokio::spawn(blocking(move || {
+    let work = tokio::spawn(crate::sql::behind(Arc::clone(node), move || {
         let _permit = permit;
         let mut join = plan.historical(&schema, options)?;
         let mut gone = false;
