@@ -66,6 +66,10 @@ bench-replication: build ## Three nodes: writes beside etcd where it is installe
 bench-history: build venv ## A training set of a million rows, beside Polars and DuckDB: ARGS="--growth 0.1,0.3,1"
 	$(VENV)/bin/python bench/history/run.py --bin $(BIN) $(ARGS)
 
+.PHONY: bench-sql
+bench-sql: build venv ## Online reads beside SQL and backtests, scans of history beside DataFusion, as-of reads beside latest ones
+	$(VENV)/bin/python bench/sql/run.py --bin $(BIN) $(ARGS)
+
 .PHONY: jepsen
 jepsen: build ## Mixed faults on five real processes, a verdict on each promise: MINUTES=5 SEED=1; KILLS=500 for kill -9 alone
 	@.ci/install-extra libfaketime

@@ -4,6 +4,7 @@
 //! that is not in the plan.
 
 use crate::load::Pace;
+use crate::paced::Paced;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,11 +49,13 @@ pub struct Args {
 }
 
 /// Other things this program is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Role {
     /// The server of the ceiling: answers each question with prepared bytes.
     #[command(hide = true)]
     Echo,
+    /// Reads of a node that runs already, at a fixed rate, as a line of JSON: what bench/sql/run.py measures with.
+    Paced(Paced),
 }
 
 /// A part of the report.

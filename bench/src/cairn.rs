@@ -211,6 +211,15 @@ impl Asking {
         Ok(Self { exchange: client.online_features(read::online(PROJECT)), questions, system: crate::echo::SYSTEM })
     }
 
+    /// A client that asks for whatever `ask` says.
+    ///
+    /// # Errors
+    /// `Cairn` for an address that is none.
+    pub async fn of(address: &str, ask: GetOnlineFeatures, questions: Questions) -> Result<Self> {
+        let client = Client::connect(address).await?;
+        Ok(Self { exchange: client.online_features(ask), questions, system: SYSTEM })
+    }
+
     /// A client that wants predictions of a deployment.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! - [`args`]: the command line, and the plan of cells it makes
 //! - [`sections`]: what is measured: start, read, predict, ingest; replication, failover, catch-up, idle
 //! - [`load`]: the closed loop that every system is loaded by; [`workload`]: the rows and keys it sends
+//! - [`paced`]: reads at a fixed rate, for bench/sql
 //! - [`cairn`], [`echo`], [`disk`], [`peers`]: Cairn, its two ceilings, Redis and etcd, as clients of that loop
 //! - [`stats`], [`noise`], [`machine`], [`report`]: percentiles, disturbance, conditions, and where it all goes
 //!
@@ -19,6 +20,7 @@ mod error;
 mod load;
 mod machine;
 mod noise;
+mod paced;
 #[path = "../peers/mod.rs"]
 mod peers;
 mod report;
@@ -45,6 +47,7 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match args.role {
         Some(Role::Echo) => echo::serve().await,
+        Some(Role::Paced(ask)) => paced::run(&ask).await,
         // Dropping the run ends its processes and removes its folder.
         None => tokio::select! {
             outcome = Box::pin(run(args)) => outcome,

@@ -67,3 +67,44 @@ fn a_training_set_is_what_polars_and_duckdb_join() {
         assert_eq!(views, [1, 2], "{system}: {said}");
     }
 }
+
+/// `make bench-sql` in its short form. What scans find must be the same as DuckDB does, and DataFusion where it is installed, or
+/// the run fails.
+#[test]
+fn scans_find_what_duckdb_finds_and_reads_go_on_beside_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("numbers.jsonl");
+    let cairnd = cairn_client::local::cairnd().unwrap();
+    let python = std::env::var("CAIRN_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    // Where the test runs, which need not be where it was built.
+    let here = std::path::PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap());
+    let run = Command::new(python)
+        .arg(here.join("sql/run.py"))
+        .args(["--entities", "1000", "--versions", "30", "--spine", "2000", "--rounds", "1", "--seconds", "0.3"])
+        .args(["--rate", "50"])
+        .arg("--bin")
+        .arg(cairnd.parent().unwrap())
+        .arg("--folder")
+        .arg(folder.path())
+        .arg("--out")
+        .arg(&out)
+        .output()
+        .unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{said}");
+    let text = std::fs::read_to_string(&out).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |section: &str, name: &str| {
+        let found = lines.iter().filter(|line| line["section"] == section);
+        found.map(|line| line[name].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    let systems = of("scan", "system");
+    for system in ["Cairn, segments", "Cairn, database", "DuckDB, 2 threads"] {
+        assert_eq!(systems.iter().filter(|it| *it == system).count(), 2, "{system}: {said}");
+    }
+    assert_eq!(of("as_of", "read"), ["latest", "as of now", "as of the past"].repeat(2), "{said}");
+    let beside = ["nothing", "a scan in SQL", "a scan of the database", "a backtest"];
+    assert_eq!(of("beside", "beside"), beside, "{said}");
+    let quiet = lines.iter().filter(|line| line["section"] == "beside" && line["p99_us"].as_f64() <= Some(0.0)).count();
+    assert_eq!(quiet, 0, "{said}");
+}
