@@ -21,8 +21,9 @@ const COPIES_EVERY: Duration = Duration::from_secs(1);
 /// Largest artifact that is read into memory as a model.
 const MODEL_BYTES_MAX: u64 = 2 << 30;
 
-type Root = [u8; 32];
-type Pieces = mpsc::Receiver<Result<Bytes, PeerError>>;
+pub type Root = [u8; 32];
+/// A file on its way, piece by piece.
+pub type Pieces = mpsc::Receiver<Result<Bytes, PeerError>>;
 
 /// This node's artifacts as its peers use them.
 #[derive(Clone)]
@@ -93,11 +94,21 @@ pub fn read(store: Arc<BlobStore>, root: Root, offset: u64) -> Pieces {
 /// could be reached, after which the same upload may be sent again.
 pub async fn store(
     node: &Arc<Node>,
-    mut pieces: Pieces,
+    pieces: Pieces,
     expected: Option<Root>,
     size: Option<u64>,
     patience: Duration,
 ) -> Result<BlobInfo> {
+    let info = keep(node, pieces, expected, size).await?;
+    replicate(node, info.root, info.size, patience).await?;
+    Ok(info)
+}
+
+/// Stores what `pieces` brings on this node alone.
+///
+/// # Errors
+/// `ReadOnly` on a full disk; `InvalidArgument` when `expected` or `size` do not fit.
+pub async fn keep(node: &Arc<Node>, mut pieces: Pieces, expected: Option<Root>, size: Option<u64>) -> Result<BlobInfo> {
     node.writes.check()?;
     let blobs = Arc::clone(&node.blobs);
     let work = move || {
@@ -117,9 +128,7 @@ pub async fn store(
         }
         Ok(writer.finish()?)
     };
-    let info = joined(tokio::task::spawn_blocking(work).await)?;
-    replicate(node, info.root, info.size, patience).await?;
-    Ok(info)
+    Ok(joined(tokio::task::spawn_blocking(work).await)?)
 }
 
 /// Waits until a quorum of the nodes holds `root`, and for `patience` until all do; the rest get it in the background.

@@ -1,5 +1,6 @@
 //! How a node is set up: one [`NodeConfig`], read once in `main`, validated whole, printed at start.
 
+use crate::segments::objects::Objects;
 use cairn_consensus::Rebuild;
 use clap::Parser;
 use serde::Deserialize;
@@ -62,6 +63,11 @@ pub struct Args {
     /// Seconds between two looks for history that is older than its view's hot window. [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub tiering_interval_s: Option<u64>,
+    /// Object store for history that is no longer hot, the same for all nodes of a cluster: `s3://BUCKET/PREFIX`,
+    /// `gs://…`, `az://…` or `file:///DIRECTORY`; its options are AWS_…, GOOGLE_… or AZURE_… in the environment.
+    /// [default: a quorum of the nodes]
+    #[arg(long, value_name = "URL", env = "CAIRN_SEGMENTS_URL")]
+    pub segments_url: Option<String>,
     /// Memory of sorts, joins and aggregates of all SQL queries, MiB; above it they spill, to eight times as much disk.
     /// [default: 512]
     #[arg(long, value_name = "MIB")]
@@ -93,6 +99,7 @@ struct FileConfig {
     snapshot_entries: Option<u64>,
     audit_interval_s: Option<u64>,
     tiering_interval_s: Option<u64>,
+    segments_url: Option<String>,
     sql_memory_mib: Option<u64>,
     sql_timeout_s: Option<u64>,
     sql_rows_max: Option<u64>,
@@ -132,6 +139,8 @@ pub struct NodeConfig {
     /// `None` = replicas are not compared.
     pub audit_interval: Option<Duration>,
     pub tiering_interval: Duration,
+    /// `None` = segments are kept by a quorum of the nodes, which needs no other service.
+    pub segments_url: Option<String>,
     pub sql: SqlConfig,
 }
 
@@ -188,6 +197,10 @@ impl NodeConfig {
             timeout: Duration::from_secs(sql_timeout_s),
             rows_max: sql_rows_max,
         };
+        let segments_url = args.segments_url.or(file.segments_url);
+        if let Some(url) = &segments_url {
+            Objects::check(url).map_err(|why| format!("`segments-url`: {why}"))?;
+        }
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
         let name = args.name.or(file.name);
         if let Some(name) = &name
@@ -214,6 +227,7 @@ impl NodeConfig {
             disk_reserve_bytes: args.disk_reserve_mib.or(file.disk_reserve_mib).unwrap_or(256) << 20,
             snapshot_entries,
             tiering_interval: Duration::from_secs(tiering_interval_s),
+            segments_url,
             audit_interval: Some(audit_interval_s).filter(|it| *it > 0).map(Duration::from_secs),
             sql,
         })
@@ -263,6 +277,9 @@ mod tests {
         assert!(resolve("cairnd --sql-memory-mib 1").unwrap_err().contains("`sql-memory-mib` is 1"));
         assert!(resolve("cairnd --sql-timeout-s 0").unwrap_err().contains("`sql-timeout-s` is 0"));
         assert!(resolve("cairnd --sql-rows-max 0").unwrap_err().contains("`sql-rows-max` is 0"));
+        assert!(
+            resolve("cairnd --segments-url bucket/a").unwrap_err().contains("`segments-url`: `bucket/a` is not a URL")
+        );
         assert!(resolve("cairnd --listen nonsense").unwrap_err().contains("`listen`"));
     }
 

@@ -8,11 +8,12 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// What is logged unless `CAIRN_LOG` says otherwise: not every try of an object store that is away, because we say it once.
+const LOG: &str = "info,openraft=error,object_store=warn";
+
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("CAIRN_LOG").unwrap_or_else(|_| "info,openraft=error".into()),
-        )
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("CAIRN_LOG").unwrap_or_else(|_| LOG.into()))
         .with_writer(std::io::stderr)
         .init();
     let config = match NodeConfig::resolve(Args::parse()) {

@@ -1,5 +1,6 @@
 //! Counters of this node, in Prometheus' text form. Labels come from closed sets; never an entity key.
 
+use crate::segments::objects::ObjectsState;
 use cairn_proto::ErrorKind;
 use cairn_proto::command::Ingested;
 use std::fmt::Write;
@@ -54,6 +55,8 @@ pub struct Consensus {
     pub snapshots: cairn_consensus::Received,
     /// Of each shard's history in segments: group, segments, rows, bytes.
     pub segments: Vec<(u32, u64, u64, u64)>,
+    /// The store that they are kept in, if any.
+    pub objects: Option<ObjectsState>,
 }
 
 /// Queries in SQL.
@@ -150,7 +153,7 @@ impl Metrics {
 
     /// Everything in Prometheus' text form.
     pub fn render(&self, consensus: &Consensus, read_only: bool) -> String {
-        let Consensus { groups, audits, refused_peers, snapshots, segments } = consensus;
+        let Consensus { groups, audits, refused_peers, snapshots, segments, objects } = consensus;
         let mut out = String::new();
         let _ = writeln!(out, "# TYPE cairn_ingest_rows_total counter");
         for ((outcome, _), counter) in crate::ingest::counts(&Ingested::default()).iter().zip(&self.ingest_rows) {
@@ -199,6 +202,16 @@ impl Metrics {
                 let _ = writeln!(out, "{name}{{group=\"{group}\"}} {value}");
             }
         }
+        if let Some(ObjectsState { up, written_bytes, read_bytes, failures }) = objects {
+            for (name, kind, value) in [
+                ("cairn_object_store_up", "gauge", u64::from(*up)),
+                ("cairn_object_store_written_bytes_total", "counter", *written_bytes),
+                ("cairn_object_store_read_bytes_total", "counter", *read_bytes),
+                ("cairn_object_store_failures_total", "counter", *failures),
+            ] {
+                let _ = writeln!(out, "# TYPE {name} {kind}\n{name} {value}");
+            }
+        }
         let _ = writeln!(out, "# TYPE cairn_node_read_only gauge\ncairn_node_read_only {}", u8::from(read_only));
         out
     }
@@ -225,6 +238,7 @@ mod tests {
             refused_peers: 2,
             snapshots,
             segments: vec![(1, 2, 300, 4000)],
+            objects: Some(ObjectsState { up: true, written_bytes: 9, read_bytes: 8, failures: 6 }),
         };
         let text = metrics.render(&consensus, false);
         assert!(text.contains("cairn_online_features_rows_total 5"), "{text}");
@@ -247,6 +261,8 @@ mod tests {
         assert!(text.contains("cairn_raft_audits_total{outcome=\"equal\"} 3"), "{text}");
         assert!(text.contains("cairn_peer_requests_refused_total 2"), "{text}");
         assert!(text.contains("cairn_history_segment_rows{group=\"1\"} 300\n"), "{text}");
+        assert!(text.contains("\ncairn_object_store_up 1\n"), "{text}");
+        assert!(text.contains("\ncairn_object_store_failures_total 6\n"), "{text}");
         assert!(text.contains("\ncairn_raft_snapshot_resumed_bytes_total 7\n"), "{text}");
     }
 }

@@ -6,6 +6,7 @@ use crate::config::NodeConfig;
 use crate::error::{Error, Result};
 use crate::features::PlanCache;
 use crate::metrics::Metrics;
+use crate::segments::objects::Objects;
 use crate::sql::Sql;
 use crate::writes::WriteGate;
 use cairn_consensus::Cluster;
@@ -52,6 +53,8 @@ pub struct Node {
     /// Counts changes of what the shards of this node hold, so that writes can wait for one.
     pub moved: watch::Sender<u64>,
     pub blobs: Arc<BlobStore>,
+    /// Where segments are kept beside the nodes, if anywhere.
+    pub objects: Option<Arc<Objects>>,
     pub executor: Executor,
     pub sql: Sql,
     pub backfills: Backfills,

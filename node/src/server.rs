@@ -8,6 +8,7 @@ use crate::connections::Connections;
 use crate::features::PlanCache;
 use crate::metrics::Metrics;
 use crate::node::Node;
+use crate::segments::objects::Objects;
 use crate::sql::Sql;
 use crate::stores::Stores;
 use crate::writes::WriteGate;
@@ -167,6 +168,8 @@ async fn start(
         }
         tick.tick().await;
     };
+    let objects = config.segments_url.as_ref().map(|url| Objects::open(url, cluster.cluster_id())).transpose();
+    let objects = objects.map_err(|why| Error::Stopped(format!("`segments-url`: {why}")))?;
     let shards = stores.shards();
     let segments = SegmentStore::new(Arc::clone(&blobs), (config.cache_bytes / 4).min(SEGMENT_CACHE_BYTES_MAX));
     shards.iter().for_each(|(_, shard)| shard.keep_segments_in(Arc::clone(&segments)));
@@ -187,6 +190,7 @@ async fn start(
         source,
         moved,
         blobs,
+        objects,
         executor,
         sql,
         backfills,

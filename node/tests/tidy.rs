@@ -15,11 +15,12 @@ const LINES_MAX: usize = 800;
 /// Lines of a decision: one page.
 const DECISION_LINES_MAX: usize = 60;
 /// Who may depend on what names an engine: crate prefix, the one crate that may, and where its source may name it.
-const ENGINES: [(&str, &str, &[&str]); 4] = [
+const ENGINES: [(&str, &str, &[&str]); 5] = [
     ("rocksdb", "cairn-storage", &["storage/src/engine.rs", "storage/src/engine/"]),
     ("openraft", "cairn-consensus", &["node/consensus/"]),
     ("datafusion", "cairn-query", &["node/query/"]),
     ("burn", "cairn-executor", &["node/executor/src/burn/"]),
+    ("object_store", "cairn-node", &["node/src/segments/"]),
 ];
 
 fn root() -> PathBuf {
@@ -233,7 +234,7 @@ fn each_engine_is_named_in_one_place() {
             }
         }
     }
-    let paths = ["rocksdb::", "openraft::", "datafusion::", "burn_tensor::"];
+    let paths = ["rocksdb::", "openraft::", "datafusion::", "burn_tensor::", "object_store::"];
     for file in files().iter().filter(|path| path.ends_with(".rs") && !path.ends_with("tests/tidy.rs")) {
         let text = read(file);
         for ((engine, _, places), path) in ENGINES.iter().zip(paths) {

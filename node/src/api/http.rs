@@ -98,6 +98,7 @@ async fn metrics(State(node): App) -> Response {
         refused_peers: node.cluster.refused_peers(),
         snapshots: node.cluster.received_snapshots(),
         segments: (1..).zip(&node.shards).map(|(group, shard)| segments_of(group, shard)).collect(),
+        objects: node.objects.as_ref().map(|objects| objects.state()),
     };
     let text = node.metrics.render(&consensus, node.writes.reason().is_some());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()

@@ -18,6 +18,7 @@ mod story_12_backfill;
 mod story_13_tiering;
 mod story_14_rebuild;
 mod story_15_statements;
+mod story_16_object_store;
 mod story_1_definitions;
 mod story_2_ingest_and_online_reads;
 mod story_3_the_past;

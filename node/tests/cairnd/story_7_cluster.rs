@@ -92,7 +92,11 @@ impl Load {
 }
 
 /// Asks until the answer will do. Each question goes over the wire to every node, so this does not spin.
-async fn until(client: &Client, what: &str, holds: impl Fn(&api::StatusReply) -> bool) -> TestResult<api::StatusReply> {
+pub async fn until(
+    client: &Client,
+    what: &str,
+    holds: impl Fn(&api::StatusReply) -> bool,
+) -> TestResult<api::StatusReply> {
     let started = Instant::now();
     loop {
         let status = client.cluster_status().await?;

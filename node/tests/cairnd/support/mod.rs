@@ -12,7 +12,7 @@ pub mod sql;
 use arrow_array::RecordBatch;
 use cairn_client::api::SourceFile;
 use cairn_client::command::{GetHistoricalFeatures, GetOnlineFeatures, Ingest, Ingested, Read, ReadReply};
-use cairn_client::local::LocalCluster;
+use cairn_client::local::{LocalCluster, Place, free_addresses};
 use cairn_client::{Client, DEFAULT_PROJECT, api, read};
 use std::path::Path;
 
@@ -33,11 +33,26 @@ impl Story {
 
     /// `count` nodes, each started with `arguments`, ready to serve.
     pub async fn nodes(count: usize, arguments: &[&str]) -> TestResult<Self> {
+        Self::nodes_with(count, arguments, &[]).await
+    }
+
+    /// [`Self::nodes`] with `variables` in their environment, as `NAME=value`.
+    pub async fn nodes_with(count: usize, arguments: &[&str], variables: &[String]) -> TestResult<Self> {
         let folder = tempfile::Builder::new().prefix("cairn-story-").tempdir()?;
         let binary = Path::new(env!("CARGO_BIN_EXE_cairnd"));
         // Every test runs beside others on a small machine; two shards are as good as four to cut rows by.
         let arguments = [&["--shards", "2", "--cache-mib", "32", "--disk-reserve-mib", "16"], arguments].concat();
-        let cluster = LocalCluster::start(binary, folder.path(), count, &arguments).await?;
+        let mut cluster = LocalCluster::new(binary, folder.path(), &arguments);
+        for number in 0..count {
+            let [address, peer_address] = free_addresses()?;
+            let launcher = match variables {
+                [] => Vec::new(),
+                _ => ["env".to_owned()].into_iter().chain(variables.iter().cloned()).collect(),
+            };
+            let at = cluster.place(Place { address, peer_address, launcher, extra: Vec::new() });
+            cluster.spawn(at)?;
+            cluster.ready(at, (number + 1).min(3)).await?;
+        }
         let client = Client::connect(&cluster.nodes()[0].address).await?;
         Ok(Self { cluster, client, folder })
     }
