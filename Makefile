@@ -66,6 +66,10 @@ bench-replication: build ## Three nodes: writes beside etcd where it is installe
 bench-history: build venv ## A training set of a million rows, beside Polars and DuckDB: ARGS="--growth 0.1,0.3,1"
 	$(VENV)/bin/python bench/history/run.py --bin $(BIN) $(ARGS)
 
+.PHONY: bench-backfill
+bench-backfill: build venv ## A backfill from a Parquet file, beside DuckDB, which writes it again: ARGS="--versions 30"
+	$(VENV)/bin/python bench/history/backfill.py --bin $(BIN) $(ARGS)
+
 .PHONY: bench-sql
 bench-sql: build venv ## Online reads beside SQL and backtests, scans of history beside DataFusion, as-of reads beside latest ones
 	$(VENV)/bin/python bench/sql/run.py --bin $(BIN) $(ARGS)

@@ -19,6 +19,7 @@ use cairn_storage::block::{BlockWriter, read_block};
 use cairn_storage::catalog::Catalog;
 use cairn_storage::keys::{ENTITY_KEY_BYTES_MAX, EntityKeys, slot_of};
 use cairn_storage::row::{RowEncoder, RowSchema};
+use cairn_storage::segment::SegmentLayout;
 use cairn_storage::shard::{DELETE_VERSION, UPSERT_VERSION};
 use cairn_storage::types::arrow_type;
 use prost::Message;
@@ -91,6 +92,12 @@ impl Target {
     /// Which rows on disk it writes.
     pub fn storage_id(&self) -> u32 {
         self.storage_id
+    }
+
+    /// The columns of a segment of these rows.
+    pub fn layout(&self, load: bool) -> SegmentLayout {
+        let (storage_id, join_keys, row) = (self.storage_id, self.join_keys.clone(), self.schema.clone());
+        SegmentLayout { storage_id, join_keys, row, load }
     }
 
     /// The columns a batch brings, in Arrow's types.

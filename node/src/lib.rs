@@ -10,7 +10,8 @@
 //! - [`backtest`]: model versions over the past, kept as evidence
 //! - [`sql`]: queries, apart from serving
 //! - [`backfill`]: feature views filled from their files
-//! - [`moves`]: slots from one shard to another; [`tiering`]: old history to segments; [`segments`]: their files
+//! - [`moves`]: slots from one shard to another; [`tiering`]: old history to segments; [`merging`]: many of
+//!   these made into few; [`segments`]: their files
 //! - [`writes`]: whether this node takes writes; [`metrics`], [`clock`], [`error`]
 //! - [`api`]: the client port
 //!
@@ -29,6 +30,7 @@ pub mod definitions;
 pub mod error;
 pub mod features;
 pub mod ingest;
+pub mod merging;
 pub mod meta_write;
 pub mod metrics;
 pub mod moves;

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::node::Node;
 use bytes::Bytes;
 use cairn_proto::record::v1 as record;
-use cairn_storage::meta::{COMMAND_VERSION, FILES_VERSION, is_newer};
+use cairn_storage::meta::version_of;
 use prost::Message;
 
 /// Proposes a change and waits until this node has applied it too, so its own reads see it. With a `request_id` a
@@ -21,10 +21,7 @@ pub async fn propose(
 ) -> Result<(record::meta_outcome::Outcome, u64)> {
     node.writes.check()?;
     let idempotent = !request_id.is_empty();
-    let version = match &change {
-        record::meta_command::Change::ApplyDefinitions(ask) if ask.definitions.iter().any(is_newer) => FILES_VERSION,
-        _ => COMMAND_VERSION,
-    };
+    let version = version_of(&change);
     let command = record::MetaCommand { version, proposed_at_us: now_us(), change: Some(change), request_id };
     let deadline = node.write_deadline();
     let proposed = node.cluster.propose(0, Bytes::from(command.encode_to_vec()), idempotent, deadline).await?;

@@ -27,7 +27,7 @@ const TURN_MAX: Duration = Duration::from_secs(10);
 const BATCHES_AHEAD: usize = 2;
 /// Of a planning thread; only what is used takes memory. Planners recurse, once for each term of the longest query.
 const STACK_BYTES: usize = 64 << 20;
-const THREADS_MAX: usize = 8;
+pub const THREADS_MAX: usize = 8;
 /// Beside scans: for what operators write to disk.
 const SPILLING_THREADS: usize = 64;
 /// From 0 to 99, of which serving has 49: a niceness of 10.
@@ -128,7 +128,7 @@ impl Sql {
 
 /// The operating system runs this thread when others leave it time: serving comes first. It gets about a tenth of what a
 /// serving thread beside it gets, so that it is slow then and does not stand still.
-fn step_back() {
+pub fn step_back() {
     // A lower priority needs no permission; where it is refused all the same, it is left out.
     if let Ok(behind) = BEHIND.try_into().map(ThreadPriority::Crossplatform) {
         let _ = set_current_thread_priority(behind);

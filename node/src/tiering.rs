@@ -6,23 +6,21 @@
 //! shards that it lacks.
 
 use crate::artifacts;
+use crate::backfill::load;
 use crate::clock::now_us;
 use crate::error::{Error, Result};
 use crate::node::Node;
-use crate::{segments, shard_step};
+use crate::{merging, segments, shard_step};
 use bytes::Bytes;
-use cairn_consensus::Error as PeerError;
 use cairn_proto::ErrorKind;
 use cairn_proto::record::v1::{AddSegment, Segment, shard_command::Change};
 use cairn_storage::blob::hex;
 use cairn_storage::row::RowSchema;
 use cairn_storage::segment::SegmentLayout;
 use cairn_storage::shard::{Cold, SEGMENT_VERSION, Shard};
-use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 /// A segment ends with the slot in which it reaches so many rows.
@@ -31,12 +29,10 @@ const SEGMENT_ROWS: u64 = 1 << 20;
 /// Fewer wait for the next step of the window.
 const LATE_ROWS_MIN: u64 = 1 << 16;
 const LATE_SHARE: u64 = 8;
-/// Bytes handed on at once while a segment is written.
-const PIECE_BYTES: usize = 256 << 10;
 /// Between two looks for segments that are not on this node.
 const FETCH_EVERY: Duration = Duration::from_millis(250);
-/// Pieces that may wait for the disk.
-const PIECES_AHEAD: usize = 8;
+/// Longest wait between two tries to fetch the same one; the first is as above, each the double of the one before.
+const FETCH_WAIT_MAX: Duration = Duration::from_secs(8);
 /// What goes to a segment in one round was hot for at least the window, and at most an eighth of it, or a week, longer.
 const STEPS_OF_WINDOW: i64 = 8;
 const STEP_MIN_US: i64 = 1_000_000;
@@ -53,6 +49,8 @@ pub async fn drive(node: Arc<Node>) {
     // By shard and storage id: event time up to which there is nothing to move.
     let mut settled: BTreeMap<(u32, u32), i64> = BTreeMap::new();
     loop {
+        // Whether or not there is anything to move: who set a store up wrong is told at the start.
+        let _ = segments::ready(&node).await;
         looks.tick().await;
         let mut result = Ok(());
         for group in 1..=node.shard_count() {
@@ -76,16 +74,26 @@ pub async fn keep_segments(node: Arc<Node>) {
     let mut looks = tokio::time::interval(FETCH_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut trouble = String::new();
+    // By segment that was asked for in vain: when it is again, and how long that is.
+    let mut waits: BTreeMap<[u8; 32], (Instant, Duration)> = BTreeMap::new();
     loop {
         looks.tick().await;
-        for root in artifacts::missing_segments(&node.shards, &node.blobs) {
-            match segments::fetch(&node, root).await {
-                Ok(()) => trouble.clear(),
-                Err(error) if error.message != trouble => {
-                    trouble = error.message.clone();
-                    tracing::warn!(segment = %hex(&root), %error, "a segment of the history is not here yet");
-                }
-                Err(_) => {}
+        let missing = artifacts::missing_segments(&node.shards, &node.blobs);
+        waits.retain(|root, _| missing.contains(root));
+        for root in missing {
+            let wait = match waits.get(&root) {
+                Some((again, _)) if Instant::now() < *again => continue,
+                Some((_, last)) => (*last * 2).min(FETCH_WAIT_MAX),
+                None => FETCH_EVERY,
+            };
+            let Err(error) = segments::fetch(&node, root).await else {
+                trouble.clear();
+                continue;
+            };
+            waits.insert(root, (Instant::now() + wait, wait));
+            if error.message != trouble {
+                trouble = error.message.clone();
+                tracing::warn!(segment = %hex(&root), %error, "a segment of the history is not here yet");
             }
         }
     }
@@ -95,6 +103,11 @@ pub async fn keep_segments(node: Arc<Node>) {
 async fn round(node: &Arc<Node>, group: u32, settled: &mut BTreeMap<(u32, u32), i64>) -> Result<()> {
     let shard = Arc::clone(node.shard(group)?);
     trim(node, group, &shard).await?;
+    let roots: Vec<_> =
+        shard.tiers().segments().iter().filter_map(|it| <[u8; 32]>::try_from(it.root.as_ref()).ok()).collect();
+    segments::complete(node, roots.into_iter()).await?;
+    finish_loads(node, group, &shard).await?;
+    merging::round(node, group, &shard).await?;
     for (layout, before_us) in cold(node)? {
         let known = settled.get(&(group, layout.storage_id)).is_some_and(|known| *known >= before_us);
         let late = shard.late_rows(layout.storage_id);
@@ -105,11 +118,25 @@ async fn round(node: &Arc<Node>, group: u32, settled: &mut BTreeMap<(u32, u32), 
         let cold = Cold { storage_id: layout.storage_id, before_us, rows_max: SEGMENT_ROWS, again };
         let mut from = 0;
         while let Some(slot) = shard.cold_slot(&cold, from) {
+            segments::ready(node).await?;
             from = extract(node, group, &shard, &cold, slot, layout.clone()).await?;
             trim(node, group, &shard).await?;
         }
         settled.insert((group, layout.storage_id), before_us);
         shard.forget_late(layout.storage_id, late);
+    }
+    Ok(())
+}
+
+/// What jobs loaded and, ended early, left half done.
+async fn finish_loads(node: &Arc<Node>, group: u32, shard: &Shard) -> Result<()> {
+    let catalog = node.meta.catalog();
+    let tiers = shard.tiers();
+    let loads = tiers.segments().iter().filter_map(|it| Some((it.storage_id, it.load?)));
+    let ended = |job: u64| catalog.job(job).map_or(true, |job| job.ended_us != 0);
+    let left: BTreeSet<u32> = loads.filter(|(_, load)| !load.newest && ended(load.job)).map(|(id, _)| id).collect();
+    for storage_id in left {
+        load::finish_shard(node, group, storage_id).await?;
     }
     Ok(())
 }
@@ -121,6 +148,11 @@ fn late_min(shard: &Shard, storage_id: u32) -> u64 {
     LATE_ROWS_MIN.max(rows / LATE_SHARE)
 }
 
+/// How far the edge of a window moves at once.
+pub fn step_of(window_us: i64) -> i64 {
+    (window_us / STEPS_OF_WINDOW).clamp(STEP_MIN_US, STEP_MAX_US)
+}
+
 /// The views with a hot window, and the event time before which their history is no longer hot.
 fn cold(node: &Node) -> Result<Vec<(SegmentLayout, i64)>> {
     let catalog = node.meta.catalog();
@@ -129,9 +161,9 @@ fn cold(node: &Node) -> Result<Vec<(SegmentLayout, i64)>> {
         for view in project.feature_views().filter(|view| view.hot_window_us > 0) {
             let join_keys = project.join_keys(view)?;
             let row = RowSchema::new(&view.features)?;
-            let step = (view.hot_window_us / STEPS_OF_WINDOW).clamp(STEP_MIN_US, STEP_MAX_US);
+            let step = step_of(view.hot_window_us);
             let edge = now_us().saturating_sub(view.hot_window_us);
-            let layout = SegmentLayout { storage_id: view.storage_id, join_keys, row };
+            let layout = SegmentLayout { storage_id: view.storage_id, join_keys, row, load: false };
             found.push((layout, edge - edge.rem_euclid(step)));
         }
     }
@@ -147,32 +179,14 @@ async fn extract(
     from: u16,
     layout: SegmentLayout,
 ) -> Result<u16> {
-    let (pieces, stream) = mpsc::channel(PIECES_AHEAD);
     let (replica, what) = (Arc::clone(shard), *cold);
-    let writing = tokio::task::spawn_blocking(move || {
-        let out = Pieces { pieces: pieces.clone(), buffer: Vec::with_capacity(PIECE_BYTES) };
-        let done = replica.extract(&what, from, layout, out);
-        let unfinished = match &done {
-            Ok((Some(_), _)) => None,
-            Ok((None, _)) => Some("there is nothing to move".to_owned()),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(why) = unfinished {
-            let _ = pieces.blocking_send(Err(PeerError::Unavailable(why)));
-        }
-        done.and_then(|(written, next)| match written {
-            Some((extract, mut out)) => {
-                out.flush().map_err(cairn_storage::Error::io("writing a segment"))?;
-                Ok((Some(extract), next))
-            }
-            None => Ok((None, next)),
-        })
+    let writing = segments::write(node, move |out| {
+        let (written, next) = replica.extract(&what, from, layout, out)?;
+        let (extract, out) = written.unzip();
+        Ok(((extract, next), out))
     });
-    let stored = segments::store(node, stream).await;
-    let written = writing.await.map_err(|error| Error::internal(format!("a worker stopped: {error}")))?;
-    let (written, next) = written?;
-    let Some(extract) = written else { return Ok(next) };
-    let stored = stored?;
+    let ((extract, next), stored) = writing.await?;
+    let (Some(extract), Some(stored)) = (extract, stored) else { return Ok(next) };
     let root = Bytes::copy_from_slice(&stored.root);
     let segment = Segment { root, size: stored.size, ..extract.segment };
     let (rows, first, last) = (segment.rows, segment.first_slot, segment.last_slot);
@@ -201,29 +215,5 @@ async fn propose(node: &Node, group: u32, change: Change) -> Result<()> {
     match shard_step::propose(node, group, SEGMENT_VERSION, change).await? {
         Some(refusal) => Err(Error::new(ErrorKind::Conflict, format!("shard {group}: {}", refusal.message))),
         None => Ok(()),
-    }
-}
-
-/// Hands what is written on, piece by piece.
-struct Pieces {
-    pieces: mpsc::Sender<Result<Bytes, PeerError>>,
-    buffer: Vec<u8>,
-}
-
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= PIECE_BYTES {
-            self.flush()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let piece = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE_BYTES)));
-        self.pieces.blocking_send(Ok(piece)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
     }
 }

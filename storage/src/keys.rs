@@ -60,6 +60,26 @@ pub fn push_version(event_us: i64, created_us: i64, commit: u64, out: &mut Vec<u
     out.extend_from_slice(&(!commit).to_be_bytes());
 }
 
+/// Appends the order key of a row: its slot, entity key and times. Order keys of a view sort as its history keys do.
+pub fn push_order_key(entity_key: &[u8], event_us: i64, created_us: i64, out: &mut Vec<u8>) {
+    out.extend_from_slice(&slot_of(entity_key).to_be_bytes());
+    out.extend_from_slice(entity_key);
+    out.extend_from_slice(&newest_first(event_us));
+    out.extend_from_slice(&newest_first(created_us));
+}
+
+/// The slot of an order key.
+pub fn slot_of_order(order_key: &[u8]) -> u16 {
+    order_key.first_chunk::<2>().map_or(0, |slot| u16::from_be_bytes(*slot))
+}
+
+/// Appends the least history key there may be for an order key: that of the greatest commit.
+pub fn push_order_as_history(storage_id: u32, order_key: &[u8], out: &mut Vec<u8>) {
+    push_prefix(slot_of_order(order_key), storage_id, out);
+    out.extend_from_slice(order_key.get(2..).unwrap_or_default());
+    out.extend_from_slice(&(!u64::MAX).to_be_bytes());
+}
+
 fn newest_first(time_us: i64) -> [u8; 8] {
     // Flipping the sign bit makes byte order time order, and inverting makes it descending, because what is asked
     // for is always the newest row at or before a time.

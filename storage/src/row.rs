@@ -175,6 +175,11 @@ impl RowSchema {
         &self.layout.fields
     }
 
+    /// Whether rows take more or less by what they hold.
+    pub fn is_variable(&self) -> bool {
+        self.layout.places.iter().any(|place| place.shape.is_variable())
+    }
+
     /// Checks that `packed` is whole and of this schema, without reading values.
     ///
     /// # Errors

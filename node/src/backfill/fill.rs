@@ -2,8 +2,10 @@
 //!
 //! Chunk c is lane `c mod lanes`, and a lane takes its chunks in order, one after the other. Its producer's sequences of chunk
 //! c begin at `(c / lanes) * SEQUENCES`, and a shard remembers as many: those of the chunk under way are always known, and
-//! those of a driver that is late by a chunk or more are refused.
+//! those of a driver that is late by a chunk or more are refused. A chunk of many rows of a job that loads has no sequences:
+//! it becomes segments ([`super::load`]). Which way a chunk goes follows from its rows, so it goes the same way again.
 
+use super::load::{self, Distinct};
 use super::{job_of, record_source, set_state, wanted};
 use crate::error::{Error, Result};
 use crate::ingest::{Prepared, Target};
@@ -16,7 +18,7 @@ use cairn_proto::record::v1::job::Kind;
 use cairn_proto::record::v1::meta_command::Change;
 use cairn_proto::record::v1::{Backfill, Job, JobState, RecordChunk};
 use cairn_proto::time::Timestamp;
-use cairn_query::backfill::Source;
+use cairn_query::backfill::{Order, Source};
 use cairn_storage::meta::missing_chunks;
 use cairn_storage::shard::SEQUENCE_WINDOW;
 use futures::StreamExt;
@@ -35,6 +37,10 @@ const SEQUENCES: u64 = SEQUENCE_WINDOW;
 const IN_FLIGHT: usize = 3;
 /// Encoded batches a lane reads ahead of them.
 const BATCHES_AHEAD: usize = 1;
+/// Rows from which on a chunk becomes segments: fewer are cheaper as rows.
+const LOAD_ROWS_MIN: usize = 1 << 17;
+/// Batches of a chunk that becomes segments which are read ahead.
+const COLUMNS_AHEAD: usize = 2;
 /// Times that something which may pass is tried again before the job is paused, unless a chunk was done meanwhile.
 const TRIES_MAX: u32 = 4;
 /// Letters of a message that a job keeps.
@@ -150,13 +156,28 @@ impl Run<'_> {
             // First of all: a file that changed while it was read looks damaged, and what was read of it counts for nothing.
             self.unchanged().await?;
             let Some(rows) = rows.map_err(|error| self.about(chunk, error))? else { return Ok(()) };
-            let change = RecordChunk { id: self.id, node: self.node.cluster.node_id(), chunk, rows };
-            let (outcome, _) = meta_write::propose(self.node, Change::RecordChunk(change), String::new()).await?;
-            let job = job_of(outcome)?;
-            tracing::debug!(job = self.id, chunk, rows, "a chunk is done");
-            if job.state() == JobState::Done {
-                tracing::info!(job = self.id, rows = backfill(&job)?.rows, "a backfill is done");
+            self.record(chunk, rows).await?;
+        }
+        Ok(())
+    }
+
+    /// Records that a chunk is done. Before the last one of a job that loads all newest rows come to be read online.
+    async fn record(&self, chunk: u32, rows: u64) -> Result<()> {
+        let record = |newest| {
+            let change = RecordChunk { id: self.id, node: self.node.cluster.node_id(), chunk, rows, newest };
+            meta_write::propose(self.node, Change::RecordChunk(change), String::new())
+        };
+        let recorded = match record(false).await {
+            Err(error) if self.fill.loads && error.kind == ErrorKind::Conflict => {
+                load::finish(self.node, self.fill.storage_id).await?;
+                record(true).await
             }
+            recorded => recorded,
+        };
+        let job = job_of(recorded?.0)?;
+        tracing::debug!(job = self.id, chunk, rows, "a chunk is done");
+        if job.state() == JobState::Done {
+            tracing::info!(job = self.id, rows = backfill(&job)?.rows, "a backfill is done");
         }
         Ok(())
     }
@@ -192,7 +213,6 @@ impl Run<'_> {
                 ),
             ));
         }
-        let (batches, mut encoded) = mpsc::channel(BATCHES_AHEAD);
         let reading = Reading {
             node: Arc::clone(self.node),
             source: Arc::clone(&self.source),
@@ -201,7 +221,94 @@ impl Run<'_> {
             first: chunk == 0,
             batch_rows: self.fill.batch_rows,
         };
-        let reading = AbortOnDropHandle::new(self.node.backfills.runtime()?.spawn(reading.run(batches)));
+        match self.fill.loads {
+            true => self.load(reading, chunk).await,
+            false => {
+                let (batches, encoded) = mpsc::channel(BATCHES_AHEAD);
+                let reading = AbortOnDropHandle::new(self.node.backfills.runtime()?.spawn(reading.encoded(batches)));
+                self.commit(&target, encoded, reading).await
+            }
+        }
+    }
+
+    /// Loads a chunk as segments, or commits it row by row when it has few.
+    async fn load(&self, reading: Reading, chunk: u32) -> Result<Option<u64>> {
+        let reading = Arc::new(reading);
+        let target = &reading.target;
+        let (batches, mut checked) = mpsc::channel(COLUMNS_AHEAD);
+        let runtime = self.node.backfills.runtime()?;
+        let task = AbortOnDropHandle::new(runtime.spawn(Arc::clone(&reading).checked(batches)));
+        let mut ahead = Vec::new();
+        let mut rows = 0;
+        while rows < LOAD_ROWS_MIN {
+            let batch: RecordBatch = tokio::select! {
+                batch = checked.recv() => match batch {
+                    Some(batch) => batch,
+                    None => break,
+                },
+                () = self.stop.cancelled() => return Ok(None),
+            };
+            rows += batch.num_rows();
+            ahead.push(batch);
+        }
+        if rows < LOAD_ROWS_MIN {
+            task.await.map_err(stopped)??;
+            let (batches, encoded) = mpsc::channel(BATCHES_AHEAD);
+            let encoding = AbortOnDropHandle::new(runtime.spawn(Arc::clone(&reading).encode_all(ahead, batches)));
+            return self.commit(target, encoded, encoding).await;
+        }
+        self.node.writes.check()?;
+        let to = Arc::new(load::Chunk::begin(self.node, target, self.id, chunk).await?);
+        let (columns, loaded) = mpsc::channel(COLUMNS_AHEAD);
+        let loading = {
+            let to = Arc::clone(&to);
+            AbortOnDropHandle::new(runtime.spawn(async move { to.load(loaded).await }))
+        };
+        let feed = async {
+            let columns = columns;
+            let mut ahead = ahead.into_iter();
+            let mut rows = 0;
+            loop {
+                let batch = match ahead.next() {
+                    Some(batch) => Some(batch),
+                    None => tokio::select! {
+                        batch = checked.recv() => batch,
+                        // Whoever loads finds that the end is missing.
+                        () = self.stop.cancelled() => return Ok(None),
+                    },
+                };
+                let Some(batch) = batch else { break };
+                rows += batch.num_rows() as u64;
+                if columns.send(Some(to.columns(&batch)?)).await.is_err() {
+                    return Ok(None);
+                }
+            }
+            // An end only where nothing failed.
+            task.await.map_err(stopped)??;
+            let _ = columns.send(None).await;
+            Ok::<_, Error>(Some(rows))
+        };
+        let (fed, done) = futures::join!(feed, loading);
+        let done = done.map_err(stopped)?;
+        match fed? {
+            // Nothing more of it comes after this: what was under way is named, or was given up.
+            None if self.stop.is_cancelled() => Ok(None),
+            rows => {
+                done?;
+                let rows = rows.ok_or_else(|| Error::internal("a chunk was loaded without its end"))?;
+                self.node.metrics.ingested(&Ingested { rows_accepted: rows, ..Ingested::default() });
+                Ok(Some(rows))
+            }
+        }
+    }
+
+    /// Commits what is encoded: how many rows there are, or `None` when it was to stop before the end.
+    async fn commit(
+        &self,
+        target: &Target,
+        mut encoded: mpsc::Receiver<(u64, Prepared)>,
+        encoding: AbortOnDropHandle<Result<()>>,
+    ) -> Result<Option<u64>> {
         let mut writing = FuturesUnordered::new();
         let (mut rows, mut ordinal, mut ended) = (0, 0, false);
         loop {
@@ -219,7 +326,7 @@ impl Run<'_> {
                             )));
                         }
                         self.node.writes.check()?;
-                        let (target, node, deadline) = (&target, self.node, self.node.write_deadline());
+                        let (node, deadline) = (self.node, self.node.write_deadline());
                         writing.push(async move { target.commit(node, prepared, ordinal, deadline).await });
                         ordinal += 1;
                         rows += count;
@@ -236,12 +343,16 @@ impl Run<'_> {
             }
         }
         drop(writing);
-        reading.await.map_err(|error| Error::internal(format!("a backfill stopped: {error}")))??;
+        encoding.await.map_err(stopped)??;
         Ok(Some(rows))
     }
 }
 
-/// The half of a chunk that runs on threads of its own: from files to encoded rows.
+fn stopped(error: tokio::task::JoinError) -> Error {
+    Error::internal(format!("a backfill stopped: {error}"))
+}
+
+/// The half of a chunk that runs on threads of its own: from files to rows.
 struct Reading {
     node: Arc<Node>,
     source: Arc<Source>,
@@ -252,27 +363,54 @@ struct Reading {
 }
 
 impl Reading {
-    async fn run(self, batches: mpsc::Sender<(u64, Prepared)>) -> Result<()> {
+    /// Hands on what `make` makes of each batch.
+    async fn run<T>(
+        &self,
+        order: Order,
+        mut make: impl FnMut(RecordBatch) -> Result<T>,
+        out: mpsc::Sender<T>,
+    ) -> Result<()> {
         let mut failed = None;
-        let read = self.source.chunk(self.times.clone(), self.first, self.batch_rows as usize, |batch| {
-            let prepared = self.encode(&batch);
-            let (batches, rows) = (batches.clone(), batch.num_rows() as u64);
-            let prepared = match prepared {
-                Ok(prepared) => Some(prepared),
-                Err(error) => {
-                    failed = Some(error);
-                    None
-                }
-            };
+        let read = self.source.chunk(self.times.clone(), self.first, order, self.batch_rows as usize, |batch| {
+            let made = make(batch).map_err(|error| failed = Some(error)).ok();
+            let out = out.clone();
             async move {
-                match prepared {
-                    Some(prepared) => Ok(batches.send((rows, prepared)).await.is_ok()),
+                match made {
+                    Some(made) => Ok(out.send(made).await.is_ok()),
                     None => Ok(false),
                 }
             }
         });
         read.await?;
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Encoded rows, in the order of their columns.
+    async fn encoded(self, out: mpsc::Sender<(u64, Prepared)>) -> Result<()> {
+        self.run(Order::Columns, |batch| Ok((batch.num_rows() as u64, self.encode(&batch)?)), out).await
+    }
+
+    /// Rows that can be stored, each key and time once, in the order of history.
+    async fn checked(self: Arc<Self>, out: mpsc::Sender<RecordBatch>) -> Result<()> {
+        let mut distinct = Distinct::default();
+        let sizes_differ = self.target.layout(true).row.is_variable();
+        let check = |batch: RecordBatch| {
+            if sizes_differ || !load::has_places(&batch)? {
+                self.encode(&load::plain(&batch)?)?;
+            }
+            distinct.keep(&batch)
+        };
+        self.run(Order::History, check, out).await
+    }
+
+    async fn encode_all(self: Arc<Self>, batches: Vec<RecordBatch>, out: mpsc::Sender<(u64, Prepared)>) -> Result<()> {
+        for batch in batches {
+            let encoded = (batch.num_rows() as u64, self.encode(&load::plain(&batch)?)?);
+            if out.send(encoded).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Encodes a batch; a row that cannot be stored ends the job, with its place where that is known.

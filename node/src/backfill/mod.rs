@@ -1,22 +1,25 @@
 //! Backfills: feature views filled from their files, chunk by chunk, driven by whoever leads meta (ADR-0013).
 //!
-//! In reading order: `drive` (which jobs run here), `fill` (one run of one job).
+//! In reading order: `drive` (which jobs run here), `fill` (one run of one job), [`load`] (chunks of many rows as segments).
 //!
 //! Always true:
 //! - nothing of a job is kept here: what is left to do follows from its record, so another node goes on where this one stopped
-//! - a chunk that runs again, here or elsewhere, sends the same rows under the same sequences, and shards take each once
+//! - a chunk that runs again, here or elsewhere, gives the same rows: under the same sequences, or as segments of the same
+//!   chunk, and shards take each once
 //! - a chunk is recorded when all its rows are committed and its files are still what they were
 //!
-//! Reading and sorting have threads and memory of their own, so that serving goes on beside it.
+//! Reading, sorting and writing have threads and memory of their own, behind serving, which goes on beside it.
 
 mod drive;
 mod fill;
+pub mod load;
 
 pub use drive::drive;
 
 use crate::error::{Error, Result};
 use crate::meta_write;
 use crate::node::Node;
+use crate::sql::{THREADS_MAX, step_back};
 use cairn_proto::ErrorKind;
 use cairn_proto::api::v1::BeginBackfillRequest;
 use cairn_proto::record::v1::job::Kind;
@@ -82,8 +85,9 @@ impl Backfills {
         let engine = Arc::new(BackfillEngine::new(&limits)?);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .thread_name("backfill")
-            // Half of the cores, so that the others serve.
-            .worker_threads((cores / 2).max(1))
+            // All cores: serving comes first on each.
+            .worker_threads(cores.clamp(1, THREADS_MAX))
+            .on_thread_start(step_back)
             .thread_stack_size(STACK_BYTES)
             .enable_all()
             .build()
@@ -143,6 +147,8 @@ pub async fn begin(node: &Node, ask: BeginBackfillRequest) -> Result<Job> {
         chunk_us,
         lanes: LANES,
         batch_rows: batch_rows(&found),
+        // What is served already is restated row by row: readers see each row at once, as history and online.
+        loads: !catalog.project(&project)?.has_filled(found.storage_id),
         ..Backfill::default()
     };
     let job = Job { project, author, kind: Some(Kind::Backfill(fill)), ..Job::default() };

@@ -45,6 +45,9 @@ fn lines(kind: &Kind) -> Vec<(String, String)> {
             if it.hot_window_us != 0 {
                 out.push(line("hot window", format!(" {}", duration(it.hot_window_us))));
             }
+            if it.retention_us != 0 {
+                out.push(line("retention", format!(" {}", duration(it.retention_us))));
+            }
             if !it.source.is_empty() {
                 out.push(line("source", format!(" {}", it.source)));
             }

@@ -140,6 +140,7 @@ struct Spec {
     entities: Option<Spanned<Vec<Spanned<String>>>>,
     ttl: Option<Spanned<String>>,
     hot_window: Option<Spanned<String>>,
+    retention: Option<Spanned<String>>,
     source: Option<Spanned<SourceItem>>,
     features: Option<Spanned<Vec<Spanned<FeatureItem>>>>,
     sources: Option<Spanned<Vec<Spanned<String>>>>,
@@ -285,6 +286,7 @@ impl<'a> Reader<'a> {
                 let features = spec.features.take().ok_or_else(|| missing("features"))?;
                 let ttl_us = spec.ttl.take().map(|text| self.duration(&text)).transpose()?.unwrap_or(0);
                 let hot_window_us = spec.hot_window.take().map(|text| self.duration(&text)).transpose()?.unwrap_or(0);
+                let retention_us = self.retention(spec.retention.take().as_ref(), hot_window_us)?;
                 let (source, files) = self.source(spec.source.take());
                 Kind::FeatureView(record::FeatureView {
                     name: name.clone(),
@@ -295,6 +297,7 @@ impl<'a> Reader<'a> {
                     source,
                     files,
                     hot_window_us,
+                    retention_us,
                 })
             }
             "OnDemandFeatureView" => {
@@ -374,6 +377,7 @@ impl<'a> Reader<'a> {
             entities,
             ttl,
             hot_window,
+            retention,
             source,
             features,
             sources,
@@ -483,6 +487,19 @@ impl<'a> Reader<'a> {
             (false, None) => 0.0,
         };
         Ok(record::Arm { alias: alias.clone().unwrap_or_default(), version: version.unwrap_or(0), weight })
+    }
+
+    /// How long history is kept; 0 = for ever.
+    fn retention(&self, text: Option<&Spanned<String>>, hot_window_us: i64) -> Result<i64, Problem> {
+        let Some(text) = text else { return Ok(0) };
+        let retention_us = self.duration(text)?;
+        let message = match (retention_us, hot_window_us) {
+            (0, _) => "`retention` is no time at all; leave it out to keep history for ever",
+            (_, 0) => "`retention` needs a `hot_window`: rows go from the segments that it makes",
+            (retention_us, hot_window_us) if retention_us < hot_window_us => "`retention` is shorter than `hot_window`",
+            _ => return Ok(retention_us),
+        };
+        Err(self.problem(text, message.to_owned()))
     }
 
     fn duration(&self, text: &Spanned<String>) -> Result<i64, Problem> {

@@ -79,6 +79,9 @@ async fn a_setting_that_cannot_be_is_named() -> TestResult {
     expect!["`shards` is 999; it must be 1 to 256"].assert_eq(&error);
     let error = refused_start(&data, &["--name", "n 1"]).await?;
     expect![[r#"`name` "n 1" must be 1 to 128 letters, digits, `.`, `_` or `-`"#]].assert_eq(&error);
+    let error = refused_start(&data, &["--segments-url", "hdfs://host/history"]).await?;
+    expect!["`segments-url`: `hdfs://host/history` is no object store that keeps segments; give `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or `file:///DIRECTORY`"]
+        .assert_eq(&error);
     let error = refused_start(&data, &["--config", &config]).await?;
     assert!(error.contains("cairn.yaml") && error.contains("peer-lisen"), "{error}");
     let error = refused_start(Path::new("/proc/cairn"), &[]).await?;
@@ -136,9 +139,9 @@ async fn data_of_a_newer_version_is_refused_and_left_alone() -> TestResult {
             ],
         ),
         (
-            replaced(database("2")?, "cairn shard 3", "cairn shard 4")?,
+            replaced(database("2")?, "cairn shard 4", "cairn shard 5")?,
             expect![
-                "FOLDER/n1/groups/2/db-000001 is in shard format 4, and this node reads formats up to 3; run the newer version that wrote it"
+                "FOLDER/n1/groups/2/db-000001 is in shard format 5, and this node reads formats up to 4; run the newer version that wrote it"
             ],
         ),
         (

@@ -134,6 +134,59 @@ async fn a_backfill_outlives_its_drivers_and_stores_every_row_once() -> TestResu
     story.end().await
 }
 
+/// Chunks of many rows become segments; whoever writes them is killed while they do.
+#[tokio::test]
+async fn many_rows_are_loaded_once_whoever_dies() -> TestResult {
+    const LONG: i64 = 900;
+    let mut story = Story::nodes(3, &[]).await?;
+    let folder = folder(&story)?;
+    for (at, first) in (0..LONG).step_by(300).enumerate() {
+        // The first row of a key and time is in there twice, with less.
+        write(&folder.join(format!("part-{at}.parquet")), &rows(first..first + 300, 0))?;
+    }
+    write(&folder.join("again.parquet"), &rows(0..1, -1))?;
+    story.apply(&definitions(&format!("{{path: '{}'}}", folder.display()), TRIPS)).await?;
+    let begun = story.client.begin_backfill(ask(LONG, 300)).await?;
+    let loaded = "select coalesce(sum(rows), 0) from system.segments";
+    let mut asked = 0;
+    for rows in [1, 200_000] {
+        let client = story.client_of(asked).await?;
+        while number(&client, loaded).await? < rows {
+            assert_eq!(client.job(begun.id).await?.state, "running", "too fast to be killed");
+        }
+        let driver = story.cluster.leader(&client, 0).await?;
+        story.cluster.kill(driver).await?;
+        asked = (driver + 1) % 3;
+        story.cluster.spawn(driver)?;
+        story.cluster.ready(driver, 3).await?;
+    }
+    let done = in_state(&story.client_of(asked).await?, begun.id, "done").await?;
+    assert_eq!((done.rows, done.chunks_done), ((DRIVERS * LONG) as u64, 3));
+    let sum: i64 = (0..DRIVERS).flat_map(|it| (0..LONG).map(move |at| trips(it, at))).sum();
+    let check = async |client: &Client| -> TestResult {
+        assert_eq!(number(client, loaded).await?, DRIVERS * LONG);
+        assert_eq!(number(client, "select count(*) from history('stats')").await?, DRIVERS * LONG);
+        assert_eq!(number(client, "select sum(trips) from history('stats')").await?, sum);
+        let newest = (0..DRIVERS).map(|driver| trips(driver, LONG - 1)).sum::<i64>();
+        assert_eq!(number(client, "select sum(trips) from stats").await?, newest);
+        let keys = batch(&[("driver_id", ints([0, 7, DRIVERS - 1]))]);
+        let (online, _) = client.online_features(service("eta")).read(&keys).await?;
+        let last = [0, 7, DRIVERS - 1].map(|driver| trips(driver, LONG - 1));
+        assert_eq!(online.column_by_name("trips").ok_or("no trips")?, &ints(last));
+        let spine = batch(&[("driver_id", ints([7, 8, 9])), ("event_timestamp", times([at(119), at(6_000), at(0)]))]);
+        let (joined, _) = join(client, &training(&["stats:trips"]), &[spine]).await?;
+        let expected = [trips(7, 1), trips(8, 100), trips(9, 0)];
+        assert_eq!(joined.column_by_name("trips").ok_or("no trips")?, &ints(expected));
+        Ok(())
+    };
+    for node in 0..3 {
+        check(&story.client_of(node).await?).await?;
+    }
+    story.restart_all().await?;
+    check(&story.client_of(2).await?).await?;
+    story.end().await
+}
+
 #[tokio::test]
 async fn a_backfill_is_paused_resumed_and_cancelled() -> TestResult {
     let story = Story::one_node().await?;

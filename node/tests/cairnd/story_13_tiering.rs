@@ -4,15 +4,15 @@ use crate::pyarrow::python;
 use crate::support::rows::{batch, ints, now_us, only, times};
 use crate::support::sql::{moved_on, number, settled};
 use crate::support::{Story, TestResult, features, into, join, training};
-use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
+use arrow_array::{Array, RecordBatch};
 use cairn_client::command::{GetHistoricalFeatures, GetOnlineFeatures, Ingest};
 use cairn_client::{Client, DEFAULT_PROJECT, Timestamp};
 use std::path::PathBuf;
 use std::time::Duration;
 
-const DRIVERS: &str = r#"
+pub const DRIVERS: &str = r#"
 kind: Entity
 name: driver
 spec: {join_keys: [{name: driver_id, type: int64}]}
@@ -21,12 +21,12 @@ kind: FeatureView
 name: stats
 spec: {entities: [driver], hot_window: 1h, features: [{name: trips, type: int64}]}
 "#;
-const KEYS: i64 = 500;
+pub const KEYS: i64 = 500;
 const DAY_US: i64 = 86_400_000_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Every driver's row of a day, where the last of ten days is today.
-fn rows_of(day: i64, now: i64) -> RecordBatch {
+pub fn rows_of(day: i64, now: i64) -> RecordBatch {
     batch(&[
         ("driver_id", ints(0..KEYS)),
         ("event_timestamp", times((0..KEYS).map(|key| now - (9 - day) * DAY_US - key))),
@@ -44,7 +44,7 @@ fn spine(now: i64) -> RecordBatch {
 }
 
 /// Every way to ask gives every row, on this node.
-async fn check(client: &Client, now: i64, late: Option<i64>) -> TestResult {
+pub async fn check(client: &Client, now: i64, late: Option<i64>) -> TestResult {
     let expected = |key: i64, day: i64| if late == Some(day) { -key } else { key * 100 + day };
     let (joined, _) = join(client, &training(&["stats:trips"]), &[spine(now)]).await?;
     let trips = only(&joined, &["trips"]);
@@ -71,6 +71,48 @@ async fn check(client: &Client, now: i64, late: Option<i64>) -> TestResult {
         (0..KEYS).map(|key| expected(key, 9)).sum::<i64>()
     );
     Ok(())
+}
+
+/// Of what is older than the retention one row of each driver stays, in few segments; the others are gone for good.
+#[tokio::test]
+async fn what_retention_gives_up_goes() -> TestResult {
+    let story = Story::nodes(1, &["--tiering-interval-s", "1"]).await?;
+    let view = |more: &str| DRIVERS.replace("hot_window: 1h", &format!("hot_window: 10s{more}"));
+    for (bad, why) in [(", retention: 0s", "no time at all"), (", retention: 1s", "shorter than `hot_window`")] {
+        let refused = story.apply(&view(bad)).await.unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+    story.apply(&view("")).await?;
+    let now = now_us();
+    for day in 0..10 {
+        story.store("stats", rows_of(day, now)).await?;
+    }
+    settled(&story.client, 9 * KEYS).await?;
+    check(&story.client, now, None).await?;
+    // A bit over four days: the rows of the last five stay, and one before for each driver.
+    story.apply(&view(", retention: 100h")).await?;
+    let left = "select count(*) from history('stats')";
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut looks = tokio::time::interval(Duration::from_millis(50));
+    while number(&story.client, left).await? != 6 * KEYS {
+        looks.tick().await;
+        assert!(tokio::time::Instant::now() < deadline, "{} rows are left", number(&story.client, left).await?);
+    }
+    let ask = |day: i64| GetOnlineFeatures {
+        as_of: Some(Timestamp(now - (9 - day) * DAY_US + 1_000_000)),
+        ..features(&["stats:trips"])
+    };
+    let keys = batch(&[("driver_id", ints([0, 7, KEYS - 1]))]);
+    for day in 4..10 {
+        let (found, _) = story.client.online_features(ask(day)).read(&keys).await?;
+        let found = only(&found, &["trips"]);
+        let found = found.column(0).as_primitive::<Int64Type>().values().to_vec();
+        assert_eq!(found, [day, 700 + day, (KEYS - 1) * 100 + day], "day {day}");
+    }
+    let (gone, _) = story.client.online_features(ask(3)).read(&keys).await?;
+    assert_eq!(only(&gone, &["trips"]).column(0).null_count(), 3);
+    assert!(number(&story.client, "select count(*) from system.segments").await? < 9, "they are merged");
+    story.end().await
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! One entry: its command decoded, answered once per request id, its rows put or its refusal recorded.
 
-use super::rows::{counters_key, dataset_key, job_key, request_key, request_slot_key};
+use super::rows::{counters_key, dataset_key, is_newer, job_key, loads, request_key, request_slot_key};
 use super::{Row, Working, backtests, canonical, cluster, datasets, definitions, jobs, registry, slots};
 use crate::catalog::Catalog;
 use crate::replica::Applied;
@@ -8,13 +8,17 @@ use crate::{Error, Fatal};
 use cairn_proto::ErrorKind;
 use cairn_proto::record::v1::meta_command::Change;
 use cairn_proto::record::v1::meta_outcome::Outcome;
-use cairn_proto::record::v1::{Done, MetaCommand, MetaCounters, MetaOutcome, Refusal, RegisterDataset};
+use cairn_proto::record::v1::{
+    BeginJob, Done, MetaCommand, MetaCounters, MetaOutcome, RecordChunk, Refusal, RegisterDataset,
+};
 use prost::Message;
 
 /// Of `MetaCommand`: what every node knows, and what to propose.
 pub const COMMAND_VERSION: u32 = 1;
-/// Of definitions with files, of which an older node would see the rest only. Newest version this node applies.
+/// Of definitions with files, of which an older node would see the rest only.
 pub const FILES_VERSION: u32 = 2;
+/// Of jobs that load. Newest version this node applies.
+pub const LOADS_VERSION: u32 = 3;
 /// Request ids whose outcome is kept; older ones are forgotten in order.
 pub const REQUESTS_MAX: u64 = 65_536;
 /// Bytes of a request id.
@@ -30,6 +34,16 @@ pub struct Context<'a> {
 /// An answer and the rows that make it true. An `Err` of a kind the caller can do something about is a refusal.
 pub type Answer = Result<(Outcome, Vec<Row>), Error>;
 
+/// The version of a command with this change: what a node must know to apply it.
+pub fn version_of(change: &Change) -> u32 {
+    match change {
+        Change::ApplyDefinitions(ask) if ask.definitions.iter().any(is_newer) => FILES_VERSION,
+        Change::BeginJob(BeginJob { job: Some(job) }) if loads(job) => LOADS_VERSION,
+        Change::RecordChunk(RecordChunk { newest: true, .. }) => LOADS_VERSION,
+        _ => COMMAND_VERSION,
+    }
+}
+
 /// Applies the entry at `applied.index`, moves `applied.time_us`, returns the encoded outcome.
 pub fn apply(working: &mut Working<'_>, applied: &mut Applied, command: &[u8]) -> Result<Vec<u8>, Fatal> {
     let Ok(command) = MetaCommand::decode(command) else {
@@ -37,9 +51,9 @@ pub fn apply(working: &mut Working<'_>, applied: &mut Applied, command: &[u8]) -
         return Ok(encode(refusal(no)?, *applied));
     };
     let (index, version) = (applied.index, command.version);
-    if !(COMMAND_VERSION..=FILES_VERSION).contains(&version) {
+    if !(COMMAND_VERSION..=LOADS_VERSION).contains(&version) {
         return Err(Fatal(format!(
-            "meta log entry {index} is a command of version {version}, and this node knows up to version {FILES_VERSION}; \
+            "meta log entry {index} is a command of version {version}, and this node knows up to version {LOADS_VERSION}; \
              run the cairnd version that the rest of the cluster runs"
         )));
     }

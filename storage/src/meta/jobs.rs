@@ -216,6 +216,13 @@ pub fn record_chunk(context: &Context<'_>, ask: &RecordChunk) -> Answer {
     add(&mut fill.done, ask.chunk);
     fill.rows = fill.rows.saturating_add(ask.rows);
     let complete = fill.done.first().is_some_and(|range| range.first == 0 && range.last + 1 == chunks);
+    if complete && fill.loads && !ask.newest && job.state() != JobState::Cancelling {
+        return Err(Error::Conflict(format!(
+            "chunk {} is the last one of job {}, and the newest rows are not known to be read yet",
+            ask.chunk, ask.id
+        )));
+    }
+    let fill = backfill(&mut job)?;
     let storage_id = fill.storage_id;
     job.node = ask.node;
     if !complete || job.state() == JobState::Cancelling {

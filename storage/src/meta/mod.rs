@@ -25,7 +25,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-pub use apply::{COMMAND_VERSION, FILES_VERSION};
+pub use apply::{COMMAND_VERSION, version_of};
 pub use backtests::{BACKTEST_METRICS_MAX, BACKTEST_MODELS_MAX, BACKTEST_WINDOWS_MAX, backtest_windows};
 pub use cluster::state_name;
 pub use definitions::preview;

@@ -24,14 +24,14 @@
 //! 1a project, model, version, !id u64 BacktestOf
 //! ```
 //! Golden files: `tests/golden/meta_rows_v1.hex`, `tests/golden/meta_rows_v2.hex`,
-//! `tests/golden/meta_clusters_v2.hex`, `tests/golden/meta_definitions_v2.hex`.
+//! `tests/golden/meta_clusters_v2.hex`, `tests/golden/meta_definitions_v2.hex`, `tests/golden/meta_jobs_v3.hex`.
 
 use super::canonical;
 use crate::catalog::DefinitionKind;
 use crate::{Error, Result};
 use cairn_proto::record::v1::{
     AliasMove, Backtest, BacktestOf, BacktestWindows, ClusterInfo, Dataset, Definition, DefinitionVersion, Filled, Job,
-    LineageEdge, MetaCounters, ModelVersion, Node, NodeState, Project, definition::Kind,
+    LineageEdge, MetaCounters, ModelVersion, Node, NodeState, Project, definition::Kind, job,
 };
 use prost::Message;
 
@@ -41,6 +41,8 @@ const VALUE_VERSION: u8 = 1;
 /// knows no states must not take the nodes for active ones, nor look for rows where they were. Also of a feature view with
 /// files, which an older one would lose.
 const STATES_VERSION: u8 = 2;
+/// Of jobs that load: an older cairnd would go on with their chunks row by row.
+const LOADS_VERSION: u8 = 3;
 
 /// Where the position is kept; not part of the state that replicas compare.
 pub const POSITION_KEY: &[u8] = &[tag::POSITION];
@@ -161,6 +163,7 @@ impl Row {
             Self::Node(node) if node.state() != NodeState::Active => STATES_VERSION,
             Self::Cluster(cluster) if cluster.slot_move.is_some() || cluster.slot_map_epoch > 1 => STATES_VERSION,
             Self::Definition(version) if version.definition.as_ref().is_some_and(is_newer) => STATES_VERSION,
+            Self::Job(job) if loads(job) => LOADS_VERSION,
             _ => VALUE_VERSION,
         }
     }
@@ -174,6 +177,7 @@ impl Row {
         let has_states = matches!(key.first(), Some(&tag::NODE | &tag::CLUSTER | &tag::DEFINITION));
         let message = match value.split_first() {
             Some((&STATES_VERSION, message)) if has_states => message,
+            Some((&LOADS_VERSION, message)) if key.first() == Some(&tag::JOB) => message,
             _ => payload(value)?,
         };
         fn read<M: Message + Default>(message: &[u8], wrap: fn(M) -> Row) -> Result<Row, prost::DecodeError> {
@@ -254,10 +258,15 @@ pub fn job_key(id: u64) -> Vec<u8> {
     Key::new(tag::JOB).u64(id).done()
 }
 
-/// Whether a definition is one that older nodes would not see whole: a feature view with files, or with a hot window.
+/// Whether a definition is one that older nodes would not see whole: a feature view with files, a hot window or retention.
 pub fn is_newer(definition: &Definition) -> bool {
     let Some(Kind::FeatureView(view)) = &definition.kind else { return false };
-    view.files.is_some() || view.hot_window_us != 0
+    view.files.is_some() || view.hot_window_us != 0 || view.retention_us != 0
+}
+
+/// Whether a job writes segments instead of rows.
+pub fn loads(job: &Job) -> bool {
+    matches!(&job.kind, Some(job::Kind::Backfill(fill)) if fill.loads)
 }
 
 /// Keys from the first on and below the second are of the catalog too.
@@ -304,7 +313,7 @@ pub fn payload(value: &[u8]) -> Result<&[u8]> {
         Some((&VALUE_VERSION, message)) => Ok(message),
         Some((version, _)) if *version > VALUE_VERSION => Err(Error::InvalidArgument(format!(
             "the meta group holds values of format {version}, written by a newer Cairn; this one reads up to \
-             {STATES_VERSION}: start the newer cairnd"
+             {LOADS_VERSION}: start the newer cairnd"
         ))),
         _ => Err(Error::Corrupt("a value of the meta group is damaged".to_owned())),
     }

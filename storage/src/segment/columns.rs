@@ -80,6 +80,10 @@ impl GroupColumns {
     /// # Errors
     /// `Corrupt`, `Io`.
     pub fn committed_above(&self, committed_us: i64) -> Result<Option<ScalarBuffer<i64>>> {
+        if let Some(stamp) = self.segment.stamp() {
+            let all = || ScalarBuffer::from(vec![stamp.committed_us; self.event_us.len()]);
+            return Ok((stamp.committed_us > committed_us).then(all));
+        }
         let at = self.first() + 2;
         if let Some(Statistics::Int64(range)) = self.segment.statistics(self.number, at)
             && range.max_opt().is_some_and(|newest| *newest <= committed_us)
@@ -92,6 +96,9 @@ impl GroupColumns {
     /// # Errors
     /// `Corrupt`, `Io`.
     pub fn commits(&self) -> Result<ScalarBuffer<u64>> {
+        if let Some(stamp) = self.segment.stamp() {
+            return Ok(vec![stamp.commit; self.event_us.len()].into());
+        }
         Ok(self.one(self.first() + 3)?.as_primitive::<UInt64Type>().values().clone())
     }
 

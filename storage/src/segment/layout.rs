@@ -6,6 +6,7 @@
 //! ```
 //! A column of the system gives way when a key or feature has its name: it is called `cairn_…` then. The footer holds a
 //! [`SegmentHead`] in hexadecimal under [`HEAD_KEY`]. Rows ascend by history key, so within an entity the newest is first.
+//! In the file of a load `committed_timestamp` and `cairn_commit` are null: its rows have one commit, known once it is named.
 
 use crate::row::RowSchema;
 use crate::types::arrow_type;
@@ -18,6 +19,8 @@ use std::sync::Arc;
 
 pub(super) const HEAD_KEY: &str = "cairn.segment";
 const VERSION: u32 = 1;
+/// Of a load.
+const LOAD_VERSION: u32 = 2;
 
 /// Columns behind the join keys and before the features.
 pub(super) const SYSTEM_COLUMNS: usize = 5;
@@ -28,6 +31,8 @@ pub struct SegmentLayout {
     pub storage_id: u32,
     pub join_keys: Vec<Field>,
     pub row: RowSchema,
+    /// The rows are of a load: they have one commit, and the shard's record of the segment says which.
+    pub load: bool,
 }
 
 pub(super) fn time_type() -> DataType {
@@ -40,20 +45,20 @@ impl SegmentLayout {
         let named = |field: &Field, nullable| {
             ArrowField::new(&field.name, arrow_type(&field.r#type.unwrap_or_default()), nullable)
         };
-        let system = |name: &str, data_type| {
+        let system = |name: &str, data_type, nullable| {
             let mut name = name.to_owned();
             while self.join_keys.iter().chain(self.row.fields()).any(|field| field.name == name) {
                 name.insert_str(0, "cairn_");
             }
-            ArrowField::new(name, data_type, false)
+            ArrowField::new(name, data_type, nullable)
         };
-        let mut fields = vec![system("cairn_slot", DataType::UInt16)];
+        let mut fields = vec![system("cairn_slot", DataType::UInt16, false)];
         fields.extend(self.join_keys.iter().map(|field| named(field, false)));
-        fields.push(system("event_timestamp", time_type()));
-        fields.push(system("created_timestamp", time_type()));
-        fields.push(system("committed_timestamp", time_type()));
-        fields.push(system("cairn_commit", DataType::UInt64));
-        fields.push(system("deleted", DataType::Boolean));
+        fields.push(system("event_timestamp", time_type(), false));
+        fields.push(system("created_timestamp", time_type(), false));
+        fields.push(system("committed_timestamp", time_type(), self.load));
+        fields.push(system("cairn_commit", DataType::UInt64, self.load));
+        fields.push(system("deleted", DataType::Boolean, false));
         fields.extend(self.row.fields().iter().map(|field| named(field, true)));
         Arc::new(Schema::new(fields))
     }
@@ -65,7 +70,8 @@ impl SegmentLayout {
 
     pub(super) fn head(&self, group_keys: Vec<Vec<u8>>) -> String {
         let head = SegmentHead {
-            version: VERSION,
+            version: if self.load { LOAD_VERSION } else { VERSION },
+            load: self.load,
             storage_id: self.storage_id,
             join_keys: self.join_keys.clone(),
             features: self.row.fields().to_vec(),
@@ -87,14 +93,14 @@ impl SegmentLayout {
         let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
         let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(pair).collect();
         let head = SegmentHead::decode(&bytes.ok_or_else(corrupt)?[..]).map_err(|_| corrupt())?;
-        if head.version > VERSION {
+        if head.version > LOAD_VERSION {
             return Err(Error::InvalidArgument(format!(
-                "a segment has format {}, written by a newer Cairn; this one reads {VERSION}: start the newer cairnd",
+                "a segment has format {}, written by a newer Cairn; this one reads {LOAD_VERSION}: start the newer cairnd",
                 head.version
             )));
         }
         let row = RowSchema::new(&head.features).map_err(|_| corrupt())?;
-        let layout = Self { storage_id: head.storage_id, join_keys: head.join_keys, row };
+        let layout = Self { storage_id: head.storage_id, join_keys: head.join_keys, row, load: head.load };
         Ok((layout, head.group_keys.into_iter().map(Into::into).collect()))
     }
 }

@@ -1,6 +1,7 @@
 //! Row groups of a segment: keys and times as bytes that compare, features only where a row is wanted.
 
 use super::layout::{HEAD_KEY, SegmentLayout};
+use super::{SegmentRef, Stamp};
 use crate::blob::{BlobStore, Hash, hex};
 use crate::keys::{EntityKeys, push_prefix, push_version};
 use crate::row::RowEncoder;
@@ -118,6 +119,7 @@ impl ChunkReader for Window {
 /// An open segment.
 pub struct SegmentFile {
     file: File,
+    stamp: Option<Stamp>,
     metadata: ArrowReaderMetadata,
     layout: SegmentLayout,
     /// History key of the first row of each row group.
@@ -127,7 +129,8 @@ pub struct SegmentFile {
 impl SegmentFile {
     /// # Errors
     /// `NotFound` when it is not on this node; `InvalidArgument` for one of a newer version; `Corrupt`; `Io`.
-    pub fn open(blobs: &Arc<BlobStore>, root: &Hash) -> Result<Self> {
+    pub fn open(blobs: &Arc<BlobStore>, segment: &SegmentRef) -> Result<Self> {
+        let SegmentRef { root, stamp } = segment;
         let file = File { blobs: Arc::clone(blobs), root: *root, size: blobs.get(root)?.size };
         let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(Error::parquet)?;
         let corrupt = |what: &str| Error::Corrupt(format!("segment `{}`: {what}", hex(root)));
@@ -135,6 +138,9 @@ impl SegmentFile {
         let head = pairs.and_then(|pairs| pairs.iter().find(|pair| pair.key == HEAD_KEY));
         let head = head.and_then(|head| head.value.as_deref()).ok_or_else(|| corrupt("it has no head"))?;
         let (layout, group_keys) = SegmentLayout::read_head(head)?;
+        if layout.load != stamp.is_some() {
+            return Err(corrupt("whether it is a load is said one way here and another in the shard's record"));
+        }
         if metadata.schema().fields() != layout.arrow_schema().fields() {
             return Err(corrupt("its columns are not those of its head"));
         }
@@ -144,7 +150,17 @@ impl SegmentFile {
         {
             return Err(corrupt("its row groups are not those of its head"));
         }
-        Ok(Self { file, metadata, layout, group_keys })
+        Ok(Self { file, stamp: *stamp, metadata, layout, group_keys })
+    }
+
+    /// What it was opened as.
+    pub fn segment(&self) -> SegmentRef {
+        SegmentRef { root: self.file.root, stamp: self.stamp }
+    }
+
+    /// When all rows were committed, for a load.
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        self.stamp
     }
 
     pub fn layout(&self) -> &SegmentLayout {
@@ -211,7 +227,13 @@ impl SegmentFile {
         let slots = column(0)?.as_primitive::<UInt16Type>().values();
         let times = |at| -> Result<_> { Ok(column(at)?.as_primitive::<TimestampMicrosecondType>().values().clone()) };
         let (event_us, created_us) = (times(keys + 1)?, times(keys + 2)?);
-        let commits = column(keys + 4)?.as_primitive::<UInt64Type>().values();
+        let (commits, committed_us) = match self.stamp {
+            Some(stamp) => (vec![stamp.commit; slots.len()], vec![stamp.committed_us; slots.len()]),
+            None => {
+                let commits = column(keys + 4)?.as_primitive::<UInt64Type>().values();
+                (commits.to_vec(), times(keys + 3)?.to_vec())
+            }
+        };
         let mut bytes = Vec::new();
         let mut ends = Vec::with_capacity(slots.len());
         for row in 0..slots.len() {
@@ -228,13 +250,18 @@ impl SegmentFile {
             ends,
             event_us: event_us.to_vec(),
             created_us: created_us.to_vec(),
-            commits: commits.to_vec(),
-            committed_us: times(keys + 3)?.to_vec(),
+            commits,
+            committed_us,
             deleted: column(keys + 5)?.as_boolean().iter().map(|deleted| deleted == Some(true)).collect(),
             features: Mutex::default(),
         };
         let ascends = (1..group.len()).all(|row| group.key(row - 1) < group.key(row));
-        match ascends && self.group_keys.get(number).map(Vec::as_slice) == Some(group.key(0)) {
+        let first = self.group_keys.get(number).map_or(&[][..], Vec::as_slice);
+        let begins = match self.stamp {
+            Some(_) => first.len() == group.key(0).len() && first <= group.key(0),
+            None => first == group.key(0),
+        };
+        match ascends && begins {
             true => Ok(group),
             false => Err(self.corrupt(number, "its keys are out of order")),
         }

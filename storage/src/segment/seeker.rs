@@ -1,9 +1,9 @@
 //! Rows of a segment for lookups in key order.
 
+use super::SegmentRef;
 use super::reader::{Group, SegmentFile};
 use super::store::SegmentStore;
 use crate::Result;
-use crate::blob::Hash;
 use crate::keys::{VERSION_BYTES, push_version};
 use crate::shard::{Lookup, RowRef};
 use std::sync::Arc;
@@ -33,7 +33,6 @@ impl Hit {
 /// Cheapest when lookups come in key order.
 pub struct SegmentSeeker<'s> {
     store: &'s SegmentStore,
-    root: Hash,
     segment: Arc<SegmentFile>,
     at: Option<(usize, Arc<Group>)>,
     target: Vec<u8>,
@@ -42,9 +41,8 @@ pub struct SegmentSeeker<'s> {
 impl<'s> SegmentSeeker<'s> {
     /// # Errors
     /// `Unavailable` while the segment is not on this node; `Corrupt`, `Io`.
-    pub fn new(store: &'s SegmentStore, root: &Hash) -> Result<Self> {
-        let segment = store.open(root)?;
-        Ok(Self { store, root: *root, segment, at: None, target: Vec::new() })
+    pub fn new(store: &'s SegmentStore, segment: &SegmentRef) -> Result<Self> {
+        Ok(Self { store, segment: store.open(segment)?, at: None, target: Vec::new() })
     }
 
     /// The row that answers `lookup`, as far as this segment knows. `prefix` is the entity's `latest` key.
@@ -90,7 +88,7 @@ impl<'s> SegmentSeeker<'s> {
         {
             return Ok(Arc::clone(group));
         }
-        let group = self.store.group(&self.root, &self.segment, number)?;
+        let group = self.store.group(&self.segment, number)?;
         self.at = Some((number, Arc::clone(&group)));
         Ok(group)
     }

@@ -1,5 +1,6 @@
 //! The segments of a node, and what was read of them lately.
 
+use super::SegmentRef;
 use super::reader::{Group, SegmentFile};
 use crate::blob::{BlobStore, Hash, hex};
 use crate::{Error, Result};
@@ -21,8 +22,8 @@ pub struct SegmentStore {
 struct Cached {
     /// Counts uses: what was used longest ago goes first.
     clock: u64,
-    open: BTreeMap<Hash, (u64, Arc<SegmentFile>)>,
-    groups: BTreeMap<(Hash, usize), (u64, Arc<Group>)>,
+    open: BTreeMap<SegmentRef, (u64, Arc<SegmentFile>)>,
+    groups: BTreeMap<(SegmentRef, usize), (u64, Arc<Group>)>,
     groups_bytes: usize,
 }
 
@@ -50,25 +51,25 @@ impl SegmentStore {
 
     /// # Errors
     /// `Unavailable` while the segment is not on this node yet; `Corrupt`, `Io`.
-    pub fn open(&self, root: &Hash) -> Result<Arc<SegmentFile>> {
+    pub fn open(&self, segment: &SegmentRef) -> Result<Arc<SegmentFile>> {
         {
             let mut cached = self.cached.lock();
             cached.clock += 1;
             let now = cached.clock;
-            if let Some((used, file)) = cached.open.get_mut(root) {
+            if let Some((used, file)) = cached.open.get_mut(segment) {
                 *used = now;
                 return Ok(Arc::clone(file));
             }
         }
-        self.check(root)?;
-        let file = Arc::new(SegmentFile::open(&self.blobs, root)?);
+        self.check(&segment.root)?;
+        let file = Arc::new(SegmentFile::open(&self.blobs, segment)?);
         let mut cached = self.cached.lock();
         if cached.open.len() >= OPEN_MAX {
-            let oldest = cached.open.iter().min_by_key(|(_, (used, _))| *used).map(|(root, _)| *root);
-            oldest.map(|root| cached.open.remove(&root));
+            let oldest = cached.open.iter().min_by_key(|(_, (used, _))| *used).map(|(it, _)| *it);
+            oldest.map(|it| cached.open.remove(&it));
         }
         let now = cached.clock;
-        cached.open.insert(*root, (now, Arc::clone(&file)));
+        cached.open.insert(*segment, (now, Arc::clone(&file)));
         Ok(file)
     }
 
@@ -76,20 +77,21 @@ impl SegmentStore {
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
-    pub fn group(&self, root: &Hash, segment: &Arc<SegmentFile>, number: usize) -> Result<Arc<Group>> {
+    pub fn group(&self, file: &Arc<SegmentFile>, number: usize) -> Result<Arc<Group>> {
+        let key = (file.segment(), number);
         {
             let mut cached = self.cached.lock();
             cached.clock += 1;
             let now = cached.clock;
-            if let Some((used, group)) = cached.groups.get_mut(&(*root, number)) {
+            if let Some((used, group)) = cached.groups.get_mut(&key) {
                 *used = now;
                 return Ok(Arc::clone(group));
             }
         }
-        let group = Arc::new(segment.group(number)?);
+        let group = Arc::new(file.group(number)?);
         let mut cached = self.cached.lock();
         let now = cached.clock;
-        if let Some((_, before)) = cached.groups.insert((*root, number), (now, Arc::clone(&group))) {
+        if let Some((_, before)) = cached.groups.insert(key, (now, Arc::clone(&group))) {
             cached.groups_bytes -= before.bytes_len();
         }
         cached.groups_bytes += group.bytes_len();

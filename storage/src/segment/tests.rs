@@ -4,7 +4,9 @@ use crate::keys::{EntityKeys, push_latest_key, push_version};
 use crate::row::{RowEncoder, RowSchema};
 use crate::shard::{Lookup, RowRef};
 use crate::testing::{KEY_TYPES, TYPES, batch, check_golden, field};
-use arrow_array::{ArrayRef, Float64Array, Int64Array, StringArray};
+use arrow_array::{
+    ArrayRef, BinaryArray, Float32Array, Float64Array, Int64Array, StringArray, TimestampMicrosecondArray,
+};
 use cairn_proto::record::v1::Field;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -27,9 +29,13 @@ fn write(layout: &SegmentLayout, rows: &Rows, blobs: &Arc<BlobStore>) -> (Writte
     (written, blob.finish().unwrap().root)
 }
 
+fn plain(root: &Hash) -> SegmentRef {
+    SegmentRef { root: *root, stamp: None }
+}
+
 /// Every row of a segment from `from` on.
 fn read(store: &SegmentStore, root: &Hash, from: &[u8]) -> Rows {
-    let mut cursor = SegmentCursor::new(store.open(root).unwrap());
+    let mut cursor = SegmentCursor::new(store.open(&plain(root)).unwrap());
     cursor.seek(from).unwrap();
     let mut rows = Rows::new();
     while let Some((group, row)) = cursor.entry() {
@@ -92,7 +98,7 @@ proptest! {
         let row = RowSchema::new(&features).unwrap();
         let rows = rows_of(&join_keys, &keys, &row, &columns);
         prop_assume!(!rows.is_empty());
-        let layout = SegmentLayout { storage_id: STORAGE_ID, join_keys, row };
+        let layout = SegmentLayout { storage_id: STORAGE_ID, join_keys, row, load: false };
         let place = place();
         let (written, root) = write(&layout, &rows, &place.blobs);
         prop_assert_eq!(written.rows, rows.len() as u64);
@@ -111,7 +117,7 @@ fn small() -> (SegmentLayout, Rows) {
     let x: ArrayRef = Arc::new(Float64Array::from_iter((0..100).map(|row| (row % 4 > 0).then_some(f64::from(row)))));
     let s: ArrayRef = Arc::new(StringArray::from_iter((0..100).map(|row| (row % 5 > 0).then(|| format!("s{row}")))));
     let rows = rows_of(&join_keys, &[keys], &row, &[x, s]);
-    (SegmentLayout { storage_id: STORAGE_ID, join_keys, row }, rows)
+    (SegmentLayout { storage_id: STORAGE_ID, join_keys, row, load: false }, rows)
 }
 
 /// In any order of lookups, with groups of 16 rows: what a walk through all rows would find.
@@ -120,7 +126,7 @@ fn lookups_find_what_a_walk_finds() {
     let (layout, rows) = small();
     let place = place();
     let (_, root) = write(&layout, &rows, &place.blobs);
-    let mut seeker = SegmentSeeker::new(&place.store, &root).unwrap();
+    let mut seeker = SegmentSeeker::new(&place.store, &plain(&root)).unwrap();
     let times = [i64::MIN, -2, -1, 0, 1, 5, i64::MAX];
     let mut found = 0;
     for key in [2_i64, 0, 1, 9] {
@@ -163,9 +169,77 @@ fn columns_have_plain_names_and_the_footer_stands() {
     let (layout, _) = small();
     let names: Vec<String> = layout.arrow_schema().fields().iter().map(|it| format!("{it}")).collect();
     check_golden("segment.txt", &format!("{}\n{}\n", names.join("\n"), layout.head(vec![b"first key".to_vec()])));
+    let load = SegmentLayout { load: true, ..layout.clone() };
+    let names: Vec<String> = load.arrow_schema().fields().iter().map(|it| format!("{it}")).collect();
+    check_golden("segment_load.txt", &format!("{}\n{}\n", names.join("\n"), load.head(vec![b"first key".to_vec()])));
+    assert_eq!(SegmentLayout::read_head(&load.head(Vec::new())).unwrap().0.arrow_schema(), load.arrow_schema());
     let (again, keys) = SegmentLayout::read_head(&layout.head(vec![b"first key".to_vec()])).unwrap();
     assert_eq!(again.arrow_schema(), layout.arrow_schema());
     assert_eq!(keys, [b"first key".to_vec()]);
+}
+
+/// Types and row groups as they come: a load's rows are those of the same columns stored one by one, with its commit.
+#[test]
+fn a_load_is_read_as_its_columns() {
+    let stamp = Stamp { commit: 40, committed_us: 77 };
+    let row = RowSchema::new(&[field("x", "float64"), field("s", "string")]).unwrap();
+    let layout = SegmentLayout { storage_id: STORAGE_ID, join_keys: vec![field("k", "int64")], row, load: true };
+    // Of other types than declared, and over several row groups.
+    let keys: Vec<i32> = (0..20).flat_map(|key| [key; 5]).collect();
+    let entity_of = |key: i32| {
+        let column: ArrayRef = Arc::new(Int64Array::from(vec![i64::from(key)]));
+        EntityKeys::encode(&layout.join_keys, &[column]).unwrap().get(0).unwrap().to_vec()
+    };
+    let mut rows: Vec<(Vec<u8>, i32, i64)> = (keys.iter().zip((0..5).cycle()))
+        .map(|(key, event)| {
+            let mut order = Vec::new();
+            crate::keys::push_order_key(&entity_of(*key), event, event + 1, &mut order);
+            (order, *key, event)
+        })
+        .collect();
+    rows.sort();
+    let times = |add: i64| TimestampMicrosecondArray::from_iter_values(rows.iter().map(|row| row.2 + add));
+    let x = Float32Array::from_iter(rows.iter().map(|row| (row.2 != 3).then_some(row.1 as f32 + 0.5)));
+    let s = StringArray::from_iter(rows.iter().map(|row| (row.2 != 1).then(|| format!("{}-{}", row.1, row.2))));
+    let (join_key, x, s): (ArrayRef, ArrayRef, ArrayRef) =
+        (Arc::new(arrow_array::Int32Array::from_iter_values(rows.iter().map(|row| row.1))), Arc::new(x), Arc::new(s));
+    let order = BinaryArray::from_iter_values(rows.iter().map(|row| &row.0));
+    let all = LoadedRows {
+        order: &order,
+        join_keys: &[join_key],
+        event_us: &times(0),
+        created_us: &times(1),
+        features: &[x.clone(), s.clone()],
+    };
+    let mut writer = SegmentWriter::new(layout.clone(), Vec::new()).unwrap();
+    writer.push_loaded(&all).unwrap();
+    assert!(writer.push_loaded(&all).unwrap_err().to_string().contains("out of order"));
+    let (written, bytes) = writer.finish().unwrap();
+    assert_eq!(written, Written { rows: 100, event_min_us: 0, event_max_us: 4 });
+    let place = place();
+    let mut blob = place.blobs.writer().unwrap();
+    blob.write(&bytes).unwrap();
+    let root = blob.finish().unwrap().root;
+    let file = place.store.open(&SegmentRef { root, stamp: Some(stamp) }).unwrap();
+    assert!(file.groups() > 3);
+    let encoder = RowEncoder::new(&layout.row, &[x, s]).unwrap();
+    let mut cursor = SegmentCursor::new(file);
+    cursor.seek(&[]).unwrap();
+    for (number, (_, key, event)) in rows.iter().enumerate() {
+        let (group, at) = cursor.entry().unwrap();
+        let (mut history_key, mut packed, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+        push_latest_key(STORAGE_ID, &entity_of(*key), &mut history_key);
+        push_version(*event, *event + 1, stamp.commit, &mut history_key);
+        assert_eq!(group.key(at), history_key);
+        assert_eq!(group.version(at).unwrap().committed_us, stamp.committed_us);
+        group.packed(at, &mut packed).unwrap();
+        encoder.encode(number, &mut expected).unwrap();
+        assert_eq!(packed, expected);
+        cursor.advance().unwrap();
+    }
+    assert!(cursor.entry().is_none());
+    let unstamped = place.store.open(&plain(&root)).map(drop).unwrap_err().to_string();
+    assert!(unstamped.contains("whether it is a load"), "{unstamped}");
 }
 
 #[test]
@@ -176,7 +250,7 @@ fn damage_and_strangers_are_errors() {
         let mut blob = place.blobs.writer().unwrap();
         blob.write(bytes).unwrap();
         let root = blob.finish().unwrap().root;
-        place.store.open(&root).map(drop).unwrap_err().to_string()
+        place.store.open(&plain(&root)).map(drop).unwrap_err().to_string()
     };
     assert!(store(b"not Parquet at all").contains("a segment: "));
     let mut writer = SegmentWriter::new(layout.clone(), Vec::new()).unwrap();
@@ -187,10 +261,10 @@ fn damage_and_strangers_are_errors() {
     assert!(writer.push(first, &row).unwrap_err().to_string().contains("key order"));
     let (_, bytes) = writer.finish().unwrap();
     assert!(store(&bytes[..bytes.len() - 9]).contains("a segment: "));
-    let newer = layout.head(Vec::new()).replacen("0801", "0802", 1);
+    let newer = layout.head(Vec::new()).replacen("0801", "0803", 1);
     let error = SegmentLayout::read_head(&newer).map(drop).unwrap_err().to_string();
     assert!(error.contains("written by a newer Cairn"), "{error}");
     assert!(SegmentLayout::read_head("zz").is_err());
-    let absent = place.store.open(&[9; 32]).map(drop).unwrap_err();
+    let absent = place.store.open(&plain(&[9; 32])).map(drop).unwrap_err();
     assert_eq!(absent.kind(), cairn_proto::ErrorKind::Unavailable);
 }

@@ -18,8 +18,8 @@ use std::io::Write;
 use std::sync::Arc;
 
 /// A row group ends at so many rows, or packed bytes: what a read of any of its rows takes into memory.
-const GROUP_ROWS: usize = if cfg!(test) { 16 } else { 64 << 10 };
-const GROUP_BYTES: usize = 32 << 20;
+pub(super) const GROUP_ROWS: usize = if cfg!(test) { 16 } else { 64 << 10 };
+pub(super) const GROUP_BYTES: usize = 32 << 20;
 /// Rows handed to Parquet together.
 const BATCH_ROWS: usize = if cfg!(test) { 8 } else { 8 << 10 };
 
@@ -33,16 +33,17 @@ pub struct Written {
 
 /// Writes one segment.
 pub struct SegmentWriter<W: Write + Send> {
-    layout: SegmentLayout,
-    schema: SchemaRef,
+    pub(super) layout: SegmentLayout,
+    pub(super) schema: SchemaRef,
     projection: Vec<usize>,
     out: Out<W>,
     batch: Batch,
-    last_key: Vec<u8>,
-    group_keys: Vec<Vec<u8>>,
-    group_rows: usize,
+    /// History key of the last row; of a load its order key.
+    pub(super) last_key: Vec<u8>,
+    pub(super) group_keys: Vec<Vec<u8>>,
+    pub(super) group_rows: usize,
     group_bytes: usize,
-    written: Written,
+    pub(super) written: Written,
 }
 
 /// The file, which begins with the first rows: how columns are encoded follows from what they hold.
@@ -124,7 +125,7 @@ impl<W: Write + Send> SegmentWriter<W> {
         let key = split_history_key(history_key)
             .filter(|key| key.storage_id == self.layout.storage_id)
             .ok_or_else(|| Error::Corrupt("a row of another storage id, for a segment".to_owned()))?;
-        if history_key <= &self.last_key[..] {
+        if self.layout.load || history_key <= &self.last_key[..] {
             return Err(Error::Internal("the rows of a segment must come in key order".to_owned()));
         }
         self.last_key.clear();
@@ -154,12 +155,21 @@ impl<W: Write + Send> SegmentWriter<W> {
             self.write_batch()?;
         }
         if group_is_full {
-            if let Out::Begun(out) = &mut self.out {
-                out.flush().map_err(Error::parquet)?;
-            }
-            (self.group_rows, self.group_bytes) = (0, 0);
+            self.end_group()?;
         }
         Ok(())
+    }
+
+    pub(super) fn end_group(&mut self) -> Result<()> {
+        if let Out::Begun(out) = &mut self.out {
+            out.flush().map_err(Error::parquet)?;
+        }
+        (self.group_rows, self.group_bytes) = (0, 0);
+        Ok(())
+    }
+
+    pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.out.begun(&self.layout, batch)?.write(batch).map_err(Error::parquet)
     }
 
     /// Rows so far.
@@ -183,7 +193,7 @@ impl<W: Write + Send> SegmentWriter<W> {
         let exact = RecordBatchOptions::new().with_row_count(Some(rows));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &exact)
             .map_err(|error| Error::Internal(format!("the columns of a segment: {error}")))?;
-        self.out.begun(&self.layout, &batch)?.write(&batch).map_err(Error::parquet)
+        self.write(&batch)
     }
 
     /// Ends the file.

@@ -232,7 +232,11 @@ impl<'c, 'd> Working<'c, 'd> {
 
     /// Counts the rows from `before` on that came too late for the segments there are.
     fn note_late(&mut self, storage_id: u32, before: usize) {
-        let Some(edge_us) = self.tiers.of(storage_id, 0, u16::MAX).map(|it| it.before_us).max() else { return };
+        let Some(edge_us) =
+            self.tiers.of(storage_id, 0, u16::MAX).filter(|it| it.load.is_none()).map(|it| it.before_us).max()
+        else {
+            return;
+        };
         let late = (before..self.rows.len()).filter(|row| self.rows.event_us(*row) < edge_us).count();
         if late > 0 {
             *self.late.entry(storage_id).or_default() += late as u64;

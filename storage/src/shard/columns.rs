@@ -1,13 +1,12 @@
 //! History as columns: what lies in segments is handed on as it was read. No row of it is packed, and features are read of
 //! those row groups alone in which a row is wanted.
 //!
-//! Each row comes once, and no key is looked up for it: what a segment's bounds take in is in that segment, or in one that
-//! was added before (ADR-0011), so a row is shown where it was first.
+//! Each row comes once. No row is in two segments; one of the database that is as old as they are is sought in them.
 
 use super::merged::{history_iter, seek_slot};
 use super::records::{RowRef, decode_history};
-use super::tiers::{has_slot, root_of};
-use super::{Shard, store};
+use super::tiers::{file_of, has_slot};
+use super::{Scope, Shard, store};
 use crate::keys::{EntityKeyDecoder, VERSION_BYTES, push_prefix, split_history_key, split_latest_key};
 use crate::segment::GroupColumns;
 use crate::{Error, Result};
@@ -72,8 +71,12 @@ impl Shard {
         let mut iter = history_iter(&db, None)?;
         let tiers = self.tiers();
         let last = ask.slots.end.saturating_sub(1);
-        let mut segments: Vec<&Segment> = tiers.of(ask.storage_id, ask.slots.start, last).collect();
-        segments.sort_by_key(|it| it.id);
+        if tiers.is_between() {
+            // Segments and those that take their place are both in the list.
+            return self
+                .scan(ask.storage_id, Scope::Slots(ask.slots.clone()), &mut |key, row| visit(Piece::Row(key, row)));
+        }
+        let segments: Vec<&Segment> = tiers.of(ask.storage_id, ask.slots.start, last).collect();
         let mut slots = ask.slots.clone();
         let mut prefix = Vec::new();
         while let Some(slot) = seek_slot(&mut iter, ask.storage_id, slots.clone(), &[])? {
@@ -86,7 +89,7 @@ impl Shard {
             let here: Vec<&Segment> = segments.iter().copied().filter(|it| has_slot(it, slot)).collect();
             while let Some((key, value)) = iter.entry().filter(|(key, _)| key.starts_with(&prefix)) {
                 let row = decode_history(key, value)?;
-                if !here.iter().any(|it| takes(it, row.event_us, row.commit)) {
+                if !self.is_in(&here, key, row.event_us)? {
                     // Long enough: a history key just decoded.
                     let entity = split_latest_key(&key[..key.len() - VERSION_BYTES]).map_or(&[][..], |(.., it)| it);
                     if visit(Piece::Row(entity, row)).is_break() {
@@ -97,14 +100,11 @@ impl Shard {
             }
         }
         drop(iter);
-        for (at, segment) in segments.iter().enumerate() {
+        for segment in &segments {
             if segment.event_max_us < *ask.event_us.start() || segment.event_min_us > *ask.event_us.end() {
                 continue;
             }
-            let earlier = segments.get(..at).unwrap_or_default();
-            let may_share = |it: &&&Segment| segment.event_min_us < it.before_us;
-            let earlier: Vec<&Segment> = earlier.iter().filter(may_share).copied().collect();
-            let file = store(self.segment_store())?.open(&root_of(segment)?)?;
+            let file = store(self.segment_store())?.open(&file_of(segment)?)?;
             let begins = |number: usize| file.first_key(number).and_then(split_history_key).map(|key| key.slot);
             for number in 0..file.groups() {
                 let (first, next) = (begins(number), begins(number + 1));
@@ -112,7 +112,7 @@ impl Shard {
                     continue;
                 }
                 let group = file.columns(number)?;
-                let rows = wanted(ask, segment, &earlier, &group)?;
+                let rows = wanted(ask, segment, &group);
                 let join_keys = &file.layout().join_keys;
                 let keys = if ask.keys { Some(EntityKeyDecoder::new(join_keys)?) } else { None };
                 if visit(Piece::Columns(columns(ask, &group, keys, &rows)?)).is_break() {
@@ -124,25 +124,27 @@ impl Shard {
     }
 }
 
-/// Whether a segment of the row's slot has the row, or one before it has.
-fn takes(segment: &Segment, event_us: i64, commit: u64) -> bool {
-    event_us < segment.before_us && commit <= segment.through_commit
+impl Shard {
+    /// Whether one of the segments has the row of this history key. Few rows of the database are as old as segments: those
+    /// that came late, or are about to leave.
+    fn is_in(&self, segments: &[&Segment], history_key: &[u8], event_us: i64) -> Result<bool> {
+        for segment in segments {
+            if (segment.event_min_us..=segment.event_max_us).contains(&event_us) {
+                let store = store(self.segment_store())?;
+                let file = store.open(&file_of(segment)?)?;
+                let group = store.group(&file, file.group_of(history_key))?;
+                if group.key(group.lower_bound(history_key)) == history_key {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
 }
 
-/// The rows that are asked for and in none of the `earlier` segments, as ranges that ascend.
-fn wanted(
-    ask: &ColumnScan<'_>,
-    segment: &Segment,
-    earlier: &[&Segment],
-    group: &GroupColumns,
-) -> Result<Vec<Range<usize>>> {
-    let commits = if earlier.is_empty() { None } else { Some(group.commits()?) };
+/// The rows that are asked for, as ranges that ascend.
+fn wanted(ask: &ColumnScan<'_>, segment: &Segment, group: &GroupColumns) -> Vec<Range<usize>> {
     let mut found: Vec<Range<usize>> = Vec::new();
-    let mut add = |rows: Range<usize>| match found.last_mut() {
-        _ if rows.is_empty() => {}
-        Some(last) if last.end == rows.start => last.end = rows.end,
-        _ => found.push(rows),
-    };
     for entity in 0..group.entities() {
         let (slot, _) = group.entity(entity);
         if !ask.slots.contains(&slot) || !has_slot(segment, slot) {
@@ -152,21 +154,13 @@ fn wanted(
         let newest_first = group.event_us.get(rows.clone()).unwrap_or_default();
         let start = rows.start + newest_first.partition_point(|event_us| event_us > ask.event_us.end());
         let end = rows.start + newest_first.partition_point(|event_us| event_us >= ask.event_us.start());
-        let Some(commits) = &commits else {
-            add(start..end);
-            continue;
-        };
-        for row in start..end {
-            let (event_us, commit) = (group.event_us.get(row), commits.get(row));
-            let version = event_us.copied().zip(commit.copied());
-            let shown =
-                |(event_us, commit)| !earlier.iter().any(|it| has_slot(it, slot) && takes(it, event_us, commit));
-            if version.is_some_and(shown) {
-                add(row..row + 1);
-            }
+        match found.last_mut() {
+            _ if start >= end => {}
+            Some(last) if last.end == start => last.end = end,
+            _ => found.push(start..end),
         }
     }
-    Ok(found)
+    found
 }
 
 /// Which rows of a group, ready to be cut out of a column.

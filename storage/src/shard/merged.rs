@@ -2,7 +2,7 @@
 
 use super::HISTORY;
 use super::records::encode_history;
-use super::tiers::{Tiers, has_slot, root_of};
+use super::tiers::{Tiers, file_of, has_slot};
 use crate::engine::{Db, Iter, IterOptions};
 use crate::keys::{push_prefix, split_latest_key};
 use crate::segment::{SegmentCursor, SegmentStore};
@@ -12,7 +12,8 @@ use std::ops::Range;
 
 /// Walks `history`. Stands nowhere at first: seek.
 pub(super) struct Merged<'a> {
-    db: Iter<'a>,
+    /// `None`: segments alone.
+    db: Option<Iter<'a>>,
     segments: Vec<Part<'a>>,
     /// Which of them stands at the smallest key; `None` = the database.
     least: Option<usize>,
@@ -52,16 +53,16 @@ impl Part<'_> {
 /// The rows of the database and of `segments`. The iterator must be of an earlier moment than the list of segments: what
 /// leaves the database in between is in a segment by then.
 pub(super) fn merged<'a>(
-    db: Iter<'a>,
+    db: impl Into<Option<Iter<'a>>>,
     store: Option<&SegmentStore>,
     segments: impl Iterator<Item = &'a Segment>,
 ) -> Result<Merged<'a>> {
     let mut parts = Vec::new();
     for segment in segments {
-        let cursor = SegmentCursor::new(super::store(store)?.open(&root_of(segment)?)?);
+        let cursor = SegmentCursor::new(super::store(store)?.open(&file_of(segment)?)?);
         parts.push(Part { cursor, segment });
     }
-    Ok(Merged { db, segments: parts, least: None, value: Vec::new(), left: Vec::new() })
+    Ok(Merged { db: db.into(), segments: parts, least: None, value: Vec::new(), left: Vec::new() })
 }
 
 /// An iterator over all history keys of `db` below `upper`.
@@ -106,7 +107,9 @@ impl Merged<'_> {
     /// # Errors
     /// `Corrupt`, `Io`, `Unavailable` while a segment is not here.
     pub(super) fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.db.seek(key)?;
+        if let Some(db) = &mut self.db {
+            db.seek(key)?;
+        }
         for part in &mut self.segments {
             part.cursor.seek(key)?;
             part.settle()?;
@@ -120,15 +123,16 @@ impl Merged<'_> {
     /// As [`Self::seek`].
     pub(super) fn advance(&mut self) -> Result<()> {
         if self.segments.is_empty() {
-            self.db.advance()?;
-            return Ok(());
+            return self.db.as_mut().map_or(Ok(()), |db| db.advance().map(drop));
         }
         let mut left = std::mem::take(&mut self.left);
         let Some((key, _)) = self.entry() else { return Ok(()) };
         left.clear();
         left.extend_from_slice(key);
-        if self.db.entry().is_some_and(|(key, _)| key == left) {
-            self.db.advance()?;
+        if let Some(db) = &mut self.db
+            && db.entry().is_some_and(|(key, _)| key == left)
+        {
+            db.advance()?;
         }
         for part in &mut self.segments {
             if part.key() == Some(&left[..]) {
@@ -143,14 +147,14 @@ impl Merged<'_> {
     /// The history key and value here; `None` at the end.
     pub(super) fn entry(&self) -> Option<(&[u8], &[u8])> {
         match self.least {
-            None => self.db.entry(),
+            None => self.db.as_ref()?.entry(),
             Some(at) => Some((self.segments.get(at)?.key()?, &self.value)),
         }
     }
 
     fn choose(&mut self) -> Result<()> {
         let mut least = None;
-        let mut smallest = self.db.entry().map(|(key, _)| key);
+        let mut smallest = self.db.as_ref().and_then(|db| db.entry()).map(|(key, _)| key);
         for (at, part) in self.segments.iter().enumerate() {
             // Of equal rows that of the database: it is packed already.
             if let Some(key) = part.key()

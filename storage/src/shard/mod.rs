@@ -3,7 +3,8 @@
 //! - [`apply`]: committed commands to one atomic write; [`rows`]: the last writers; [`dedup`]: (producer, sequence) once
 //! - [`slots`]: what the shard has after slots moved; [`moves`]: the steps of a move; [`export`]: what it copies;
 //!   [`drive`]: which step is next
-//! - [`tiers`]: history that is in segments; [`tiering`]: what goes there next; [`merged`]: it and the database as one
+//! - [`tiers`]: history that is in segments; [`tiering`]: what goes there next; [`merged`]: it and the database as one;
+//!   [`loads`]: segments that never were in the database; [`merges`]: many segments made into few
 //! - [`records`]: values and system keys as bytes
 //! - [`reads`]: newest and as-of rows by entity key; [`sweep`]: many of these in one walk; [`scan`]: rows in key order;
 //!   [`columns`]: history as columns
@@ -16,7 +17,9 @@ mod columns;
 mod dedup;
 mod drive;
 mod export;
+mod loads;
 mod merged;
+mod merges;
 mod moves;
 mod reads;
 mod records;
@@ -33,6 +36,7 @@ pub use columns::{ColumnScan, Columns, Piece};
 pub use dedup::SEQUENCE_WINDOW;
 pub use drive::{Ask, next_asks};
 pub use export::Part;
+pub use merges::Merge;
 pub use reads::Lookup;
 pub use records::RowRef;
 pub use scan::Scope;
@@ -58,7 +62,7 @@ use std::sync::{Arc, OnceLock};
 
 /// Newest version of [`cairn_proto::record::v1::ShardCommand`] this node applies. A new kind of change, or a new layout
 /// inside one, is a new version: a node that does not know it must stop and not guess.
-pub const COMMAND_VERSION: u32 = SEGMENT_VERSION;
+pub const COMMAND_VERSION: u32 = LOAD_VERSION;
 /// Version of a command with rows, or with nothing but time. 2 came with the steps of a move of slots.
 pub const UPSERT_VERSION: u32 = 1;
 /// Version of a command with rows some of which delete.
@@ -67,10 +71,12 @@ pub const DELETE_VERSION: u32 = 3;
 pub const MOVE_VERSION: u32 = 3;
 /// Version of a command about segments.
 pub const SEGMENT_VERSION: u32 = 4;
+/// Version of a command about loads and merges.
+pub const LOAD_VERSION: u32 = 5;
 
 static FORMAT: Format = Format {
     kind: "shard",
-    version: 3, // 2: rows that delete; 3: history in segments
+    version: 4, // 2: rows that delete; 3: history in segments; 4: loads
     families: &[
         Family { name: "latest", layout: Layout::Point },
         Family { name: "history", layout: Layout::Versioned },
@@ -160,7 +166,7 @@ impl Shard {
     /// `Unavailable` while one is not.
     pub fn check_segments(&self, storage_id: u32) -> Result<()> {
         for segment in self.tiers().of(storage_id, 0, u16::MAX) {
-            store(self.segment_store())?.check(&tiers::root_of(segment)?)?;
+            store(self.segment_store())?.check(&tiers::file_of(segment)?.root)?;
         }
         Ok(())
     }
@@ -251,7 +257,7 @@ impl Replica for Shard {
             apply::apply(&db, replayed, before.clone(), old_tiers.clone(), entries, position)?;
         if !Arc::ptr_eq(&old_tiers, &tiers) {
             // Before rows go: who reads after that must know where they are.
-            self.progress.write().tiers = Arc::new(old_tiers.both(&tiers));
+            self.progress.write().tiers = Arc::new(old_tiers.before_write(&tiers));
         }
         let moved = !Arc::ptr_eq(&before, &slots);
         if moved {
@@ -321,7 +327,7 @@ impl Replica for Shard {
         let (before, old_tiers) = (self.slots(), self.tiers());
         let told = |db: &Db| {
             let progress = read_progress(db)?;
-            self.progress.write().tiers = Arc::new(old_tiers.both(&progress.tiers));
+            self.progress.write().tiers = Arc::new(old_tiers.before_write(&progress.tiers));
             self.begun.fetch_max(progress.applied.index, Ordering::AcqRel);
             if progress.slots != before {
                 self.tell(&before.claims().both(&progress.slots.claims()));

@@ -39,13 +39,15 @@ impl<'c> Working<'c, '_> {
             Change::DropImport(ask) => self.drop_import(ask.id),
             Change::AddSegment(ask) => self.add_segment(ask, at),
             Change::TrimHistory(ask) => self.trim_history(ask),
+            Change::LoadNewest(ask) => self.load_newest(ask),
+            Change::ReplaceSegments(ask) => self.replace_segments(ask, at),
             Change::UpsertRows(_) | Change::TimeTick(_) => {
                 Err(Error::InvalidArgument("the change is no step of a move".to_owned()))
             }
         };
         match done {
             Ok(()) => Ok(ShardOutcome::default()),
-            Err(error @ (Error::Conflict(_) | Error::InvalidArgument(_))) => {
+            Err(error @ (Error::Conflict(_) | Error::InvalidArgument(_) | Error::Unavailable(_))) => {
                 let refused = Refusal { kind: error.kind().as_str().to_owned(), message: error.to_string() };
                 Ok(ShardOutcome { refused: Some(refused), ..ShardOutcome::default() })
             }
@@ -159,6 +161,8 @@ impl<'c> Working<'c, '_> {
                 return Err(Error::Conflict(format!("slots {}-{} are here already", held.first, held.last)));
             }
         }
+        // Segments may have these slots in their range, which were never here: what comes is in none of them.
+        self.forget_slots(*first as u16, *last as u16);
         let import = SlotImport {
             id: *id,
             first: *first,

@@ -3,7 +3,7 @@
 //! Keys are sorted before they meet the database and answers are shown in the order asked. One call sees one moment.
 
 use super::records::{RowRef, decode_history, decode_latest};
-use super::tiers::{Tiers, has_slot, root_of};
+use super::tiers::{Tiers, file_of, has_slot};
 use super::{HISTORY, LATEST, Shard};
 use crate::Result;
 use crate::engine::{Iter, IterOptions, Snapshot};
@@ -11,6 +11,7 @@ use crate::keys::{VERSION_BYTES, push_latest_key, push_version, split_latest_key
 use crate::segment::{Hit, SegmentSeeker, SegmentStore};
 use cairn_proto::record::v1::Segment;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Keys of one batched read; more are read in several, from one snapshot.
 const KEYS_AT_ONCE: usize = 1024;
@@ -85,10 +86,13 @@ impl Shard {
         visit: &mut dyn FnMut(usize, Option<RowRef<'_>>),
     ) -> Result<()> {
         let db = self.group.db();
+        // `latest` has all there is to know where no load is under way, before the snapshot and still after it.
+        let before = self.tiers();
         let snapshot = db.snapshot();
         let mut finder = Finder::new(&snapshot)?;
         // Of a later moment than the iterator: what leaves the database meanwhile is in a segment by then.
         let tiers = self.tiers();
+        let latest_knows = Arc::ptr_eq(&before, &tiers) && !tiers.has_unfinished_load(storage_id);
         let mut colder = Colder::new(self.segment_store(), &tiers, storage_id);
         let mut sorted = SortedKeys::default();
         for (chunk, lookups) in lookups.chunks(LOOKUPS_AT_ONCE).enumerate() {
@@ -117,7 +121,7 @@ impl Shard {
                 (without_packed(&row), start..copies.len())
             };
             let mut known = vec![false; lookups.len()];
-            if !colder.is_empty() && are_recent(&snapshot, &sorted, lookups)? {
+            if latest_knows && !colder.is_empty() && are_recent(&snapshot, &sorted, lookups)? {
                 for order in sorted.order.chunks(KEYS_AT_ONCE) {
                     let values = snapshot.multi_get(LATEST, order.iter().map(|&index| sorted.key(index)))?;
                     for (&index, value) in order.iter().zip(&values) {
@@ -247,7 +251,7 @@ impl<'a> Colder<'a> {
             }
             let seeker = match seeker {
                 Some(seeker) => seeker,
-                None => seeker.insert(SegmentSeeker::new(super::store(self.store)?, &root_of(segment)?)?),
+                None => seeker.insert(SegmentSeeker::new(super::store(self.store)?, &file_of(segment)?)?),
             };
             if let Some(hit) = seeker.find(prefix, lookup)?
                 && Some(hit.version().version()) > best

@@ -34,6 +34,8 @@ struct Row<'c> {
     row: RowRef<'c>,
     /// Place of its command's outcome.
     slot: usize,
+    /// A segment has it: it is no row of the history here, and may be the newest of its entity.
+    in_segment: bool,
 }
 
 impl<'c> Rows<'c> {
@@ -85,7 +87,7 @@ impl<'c> Rows<'c> {
                 committed_us: at.time_us,
                 packed: row.packed,
             };
-            self.rows.push(Row { key: start..self.keys.len(), row: stored, slot });
+            self.rows.push(Row { key: start..self.keys.len(), row: stored, slot, in_segment: false });
         }
         if held != upsert.row_count {
             return Err(Error::InvalidArgument(format!("the command says {} rows and holds {held}", upsert.row_count)));
@@ -97,7 +99,14 @@ impl<'c> Rows<'c> {
     pub(super) fn bring(&mut self, latest_key: &[u8], row: RowRef<'c>) {
         let start = self.keys.len();
         self.keys.extend_from_slice(latest_key);
-        self.rows.push(Row { key: start..self.keys.len(), row, slot: NOWHERE });
+        self.rows.push(Row { key: start..self.keys.len(), row, slot: NOWHERE, in_segment: false });
+    }
+
+    /// Takes a row of a segment, which may be the newest of its entity.
+    pub(super) fn load(&mut self, storage_id: u32, entity_key: &[u8], row: RowRef<'c>) {
+        let start = self.keys.len();
+        push_latest_key(storage_id, entity_key, &mut self.keys);
+        self.rows.push(Row { key: start..self.keys.len(), row, slot: NOWHERE, in_segment: true });
     }
 
     /// Drops all rows of these slots, those on disk too.
@@ -181,7 +190,7 @@ impl<'c> Rows<'c> {
         }
         // In key order, which the memtable takes with fewer cache misses.
         for &row in &order {
-            if !self.purges.is_empty() && self.is_purged(row) {
+            if self.rows[row].in_segment || !self.purges.is_empty() && self.is_purged(row) {
                 continue;
             }
             self.history_key(row, &mut key);

@@ -6,7 +6,7 @@
 
 use super::merged::history_iter;
 use super::records::decode_history;
-use super::tiers::{has_slot, root_of};
+use super::tiers::{file_of, has_slot};
 use super::{Shard, store};
 use crate::engine::Iter;
 use crate::keys::{EntityKeys, VERSION_BYTES, push_prefix, push_version, slot_of, split_history_key};
@@ -148,7 +148,7 @@ impl Shard {
             if segment.event_max_us < ask.oldest_us {
                 continue;
             }
-            let file = store(self.segment_store())?.open(&root_of(segment)?)?;
+            let file = store(self.segment_store())?.open(&file_of(segment)?)?;
             let alone = !hot && segments.iter().all(|other| other.id == segment.id || !may_tie(segment, other));
             walk.segment(segment, &file, alone)?;
         }

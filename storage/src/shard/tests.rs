@@ -498,7 +498,7 @@ fn a_command_of_another_version_stops_the_replica() {
     let entries = [Entry { index: 1, command: Some(&good) }, Entry { index: 2, command: Some(&newer) }];
     let fatal = shard.shard.apply(&entries, b"two").unwrap_err().to_string();
     assert!(
-        fatal.contains("log entry 2") && fatal.contains("version 7") && fatal.contains("knows up to version 4"),
+        fatal.contains("log entry 2") && fatal.contains("version 7") && fatal.contains("knows up to version 5"),
         "{fatal}"
     );
     assert_eq!(shard.shard.applied(), Applied::default());

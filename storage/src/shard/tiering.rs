@@ -29,7 +29,9 @@ impl Cold {
     /// Whether a segment has what is this cold in the slot.
     fn is_done(&self, tiers: &Tiers, slot: u16) -> bool {
         !self.again
-            && tiers.of(self.storage_id, slot, slot).any(|it| it.before_us >= self.before_us && has_slot(it, slot))
+            && tiers
+                .of(self.storage_id, slot, slot)
+                .any(|it| it.load.is_none() && it.before_us >= self.before_us && has_slot(it, slot))
     }
 }
 
@@ -67,7 +69,8 @@ impl Shard {
         if slots.export().is_some() || slots.import().is_some() {
             return Err(Error::Conflict("a move of slots is under way".to_owned()));
         }
-        if cold.again && tiers.segments().iter().any(|it| !it.trimmed) {
+        // What is in one segment is in no other.
+        if tiers.segments().iter().any(|it| it.storage_id == cold.storage_id && !it.trimmed) {
             return Err(Error::Conflict("a segment has just been added".to_owned()));
         }
         let through_commit = applied.index.saturating_add(slots.commit_offset());

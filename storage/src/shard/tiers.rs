@@ -7,15 +7,17 @@
 //! - every row is in the database or in a segment or, between the steps, in both, where it is the same row
 //! - a row that came after the segment was read stays in the database: its commit is above the segment's
 //! - segments are added while no slot is on its way to or from here; what slots take along when they move is rows
+//! - rows of a load ([`super::loads`]) were never in the database, and nothing of it is trimmed
 
 use super::apply::Working;
 use super::slots::covers;
 use crate::blob::Hash;
 use crate::keys::{HistoryKey, split_history_key};
 use crate::replica::Applied;
+use crate::segment::{SegmentRef, Stamp};
 use crate::{Error, Result};
 use cairn_proto::SLOTS;
-use cairn_proto::record::v1::{AddSegment, Segment, ShardSegments, SlotRange, TrimHistory};
+use cairn_proto::record::v1::{AddSegment, Load, Segment, ShardSegments, SlotRange, TrimHistory};
 use prost::Message;
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,13 +32,17 @@ pub const SEGMENTS_MAX: usize = 4096;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tiers {
     record: ShardSegments,
+    /// Segments are in it beside those that take their place.
+    between: bool,
 }
 
 impl Tiers {
     pub(super) fn decode(value: &[u8]) -> Result<Self> {
         let corrupt = || Error::Corrupt("the record of a shard's segments is broken".to_owned());
         match value.split_first() {
-            Some((&VERSION, message)) => Ok(Self { record: ShardSegments::decode(message).map_err(|_| corrupt())? }),
+            Some((&VERSION, message)) => {
+                Ok(Self { record: ShardSegments::decode(message).map_err(|_| corrupt())?, between: false })
+            }
             _ => Err(corrupt()),
         }
     }
@@ -65,22 +71,44 @@ impl Tiers {
         self.record.segments.iter().filter(meets)
     }
 
-    /// With the segments of both: where a write adds one and takes rows away, a reader needs it before it is done.
-    pub(super) fn both(&self, other: &Self) -> Self {
-        let mut record = other.record.clone();
-        let old = self.record.segments.iter().filter(|old| !record.segments.iter().any(|it| it.id == old.id));
-        let old: Vec<Segment> = old.cloned().collect();
-        record.segments.extend(old);
-        Self { record }
+    /// What was loaded of a chunk of a job, wherever the slots are now.
+    pub fn load_of(&self, job: u64, chunk: u32) -> impl Iterator<Item = &Segment> {
+        let of = move |it: &&Segment| it.load.is_some_and(|load| load.job == job && load.chunk == chunk);
+        self.record.segments.iter().filter(of)
+    }
+
+    /// As before, with what a write adds: where it takes rows away, a reader needs that before it is done. What it says of
+    /// segments that are known holds only then.
+    pub(super) fn before_write(&self, after: &Self) -> Self {
+        let mut record = self.record.clone();
+        let knows = |of: &[Segment], id: u64| of.iter().any(|it| it.id == id);
+        let added = after.segments().iter().filter(|it| !knows(&self.record.segments, it.id)).cloned();
+        record.segments.extend(added);
+        let (before, all) = (self.segments(), record.segments.len());
+        let between = all > before.len() && before.iter().any(|it| !knows(after.segments(), it.id));
+        Self { record, between }
+    }
+
+    /// Segments are in it beside those that take their place.
+    pub(super) fn is_between(&self) -> bool {
+        self.between
+    }
+
+    /// Whether `latest` may lack rows of a storage id that history has.
+    pub(super) fn has_unfinished_load(&self, storage_id: u32) -> bool {
+        self.of(storage_id, 0, u16::MAX).any(|it| it.load.is_some_and(|load| !load.newest))
     }
 }
 
-/// The root of a segment.
+/// The file of a segment.
 ///
 /// # Errors
-/// `Corrupt` when it is no BLAKE3 hash.
-pub(super) fn root_of(segment: &Segment) -> Result<Hash> {
-    segment.root[..].try_into().map_err(|_| Error::Corrupt("a segment's root is no hash".to_owned()))
+/// `Corrupt` when its root is no BLAKE3 hash.
+pub(super) fn file_of(segment: &Segment) -> Result<SegmentRef> {
+    let root: Hash =
+        segment.root[..].try_into().map_err(|_| Error::Corrupt("a segment's root is no hash".to_owned()))?;
+    let stamp = segment.load.map(|Load { commit, committed_us, .. }| Stamp { commit, committed_us });
+    Ok(SegmentRef { root, stamp })
 }
 
 /// Whether a segment still holds the rows of a slot.
@@ -119,7 +147,7 @@ pub(super) fn belongs(key: &HistoryKey<'_>, storage_id: u32, before_us: i64, thr
 }
 
 impl Working<'_, '_> {
-    fn tiers_change(&mut self, change: impl FnOnce(&mut ShardSegments)) {
+    pub(super) fn tiers_change(&mut self, change: impl FnOnce(&mut ShardSegments)) {
         let record = &mut Arc::make_mut(&mut self.tiers).record;
         change(record);
         record.changes += 1;
@@ -145,16 +173,42 @@ impl Working<'_, '_> {
         if let Some(slot) = (first_slot as u16..=last_slot as u16).find(|slot| self.slots.segment(*slot).is_none()) {
             return Err(Error::Conflict(format!("slot {slot} is not this shard's")));
         }
-        if segment.through_commit >= at.index.saturating_add(self.slots.commit_offset()) {
-            return invalid("it holds rows from after it");
-        }
+        let commit = at.index.saturating_add(self.slots.commit_offset());
+        let segment = match segment.load {
+            Some(load) => {
+                if self
+                    .tiers
+                    .load_of(load.job, load.chunk)
+                    .any(|it| it.first_slot <= last_slot && it.last_slot >= first_slot)
+                {
+                    return Err(Error::Conflict("some of these rows are loaded already".to_owned()));
+                }
+                let load = Load { commit, committed_us: at.time_us, newest: false, ..load };
+                Segment { load: Some(load), through_commit: commit, trimmed: true, ..segment }
+            }
+            None if segment.through_commit >= commit => return invalid("it holds rows from after it"),
+            None if self.came_since(&segment) => {
+                return Err(Error::Conflict(
+                    "slots came here since it was written, with rows that it lacks".to_owned(),
+                ));
+            }
+            None => Segment { trimmed: false, ..segment },
+        };
         if self.tiers.segments().len() >= SEGMENTS_MAX {
             return Err(Error::Conflict(format!("the shard has {SEGMENTS_MAX} segments, and takes no more")));
         }
-        let segment =
-            Segment { id: at.index, trimmed_to: Vec::new().into(), trimmed: false, gone: Vec::new(), ..segment };
+        let segment = Segment { id: at.index, trimmed_to: Vec::new().into(), gone: Vec::new(), ..segment };
         self.tiers_change(|record| record.segments.push(segment));
         Ok(())
+    }
+
+    /// Whether slots of a segment that was written here came later. Their rows may be older than what it was written through.
+    fn came_since(&self, segment: &Segment) -> bool {
+        let offset = self.slots.commit_offset();
+        self.slots.record().held.iter().any(|held| {
+            let meets = held.first <= segment.last_slot && held.last >= segment.first_slot;
+            meets && segment.through_commit < held.activated_index.saturating_add(offset)
+        })
     }
 
     pub(super) fn trim_history(&mut self, ask: &TrimHistory) -> Result<()> {
@@ -185,7 +239,9 @@ impl Working<'_, '_> {
             for segment in record.segments.iter_mut().filter(|it| meets(it)) {
                 segment.gone.push(SlotRange { first, last });
             }
-            record.segments.retain(|it| (it.first_slot as u16..=it.last_slot as u16).any(|slot| has_slot(it, slot)));
+            // What was loaded is known by its record: the same may be asked for again.
+            let has_any = |it: &Segment| (it.first_slot as u16..=it.last_slot as u16).any(|slot| has_slot(it, slot));
+            record.segments.retain(|it| it.load.is_some() || has_any(it));
         });
     }
 }

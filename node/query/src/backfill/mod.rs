@@ -1,7 +1,7 @@
 //! Rows for a feature view out of its files: a SELECT over them, cut by event time.
 //!
 //! In reading order: `files` (which files, and whether they are still the same), `table` (their rows as the table
-//! [`TABLE`]), `check` (what a source's SQL may be).
+//! [`TABLE`]), `check` (what a source's SQL may be), `order` (rows as history lies, for chunks that become segments).
 //!
 //! Always true:
 //! - a chunk of the same files gives the same batches, in every run and on every node: the scan has one order, what changes
@@ -11,12 +11,14 @@
 
 mod check;
 mod files;
+mod order;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use check::check_sql;
 pub use files::{FILES_MAX, Fingerprints, check_path};
+pub use order::ORDER_KEY;
 
 use crate::sql::{SqlEngine, SqlLimits, told};
 use crate::{Error, Result};
@@ -40,6 +42,16 @@ use table::SourceTable;
 
 /// What a source's SQL reads.
 pub const TABLE: &str = "source";
+
+/// How the rows of a chunk lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// By all columns.
+    Columns,
+    /// As history lies: behind the view's columns comes [`ORDER_KEY`], by which they ascend; null where a row has no key or
+    /// event time. Of rows with the same key and times the first is the one to keep.
+    History,
+}
 
 /// What is to be read, and what of.
 #[derive(Debug, Clone)]
@@ -67,6 +79,7 @@ pub struct Source {
     event: DataType,
     /// Without SQL: the column of the files with the event time.
     event_column: Option<String>,
+    join_keys: Vec<Field>,
 }
 
 impl BackfillEngine {
@@ -102,7 +115,8 @@ impl BackfillEngine {
         };
         let (plan, event) = columns_of(wanted, plan)?;
         let event_column = wanted.files.sql.is_empty().then(|| event_name(wanted).to_owned());
-        Ok(Source { found, table, state, plan, event, event_column })
+        let join_keys = wanted.join_keys.clone();
+        Ok(Source { found, table, state, plan, event, event_column, join_keys })
     }
 
     /// What the files are now. Reads those that it does not know yet, and blocks.
@@ -263,13 +277,14 @@ impl Source {
         &self,
         times: Range<i64>,
         first: bool,
+        order: Order,
         batch_rows: usize,
         mut out: impl FnMut(RecordBatch) -> F,
     ) -> Result<()>
     where
         F: Future<Output = Result<bool>>,
     {
-        let mut batches = self.rows(times, first)?.execute_stream().await.map_err(|error| told(&error))?;
+        let mut batches = self.rows(times, first, order)?.execute_stream().await.map_err(|error| told(&error))?;
         let mut cut = BatchCoalescer::new(batches.schema(), batch_rows);
         while let Some(batch) = batches.next().await {
             cut.push_batch(batch.map_err(|error| told(&error))?).map_err(Error::internal)?;
@@ -288,20 +303,27 @@ impl Source {
         Ok(())
     }
 
-    fn rows(&self, times: Range<i64>, first: bool) -> Result<DataFrame> {
+    fn rows(&self, times: Range<i64>, first: bool, order: Order) -> Result<DataFrame> {
         let event = || Expr::Column(Column::from_name(EVENT_TIMESTAMP));
         let at = |time_us| Ok::<_, Error>(Expr::Literal(in_unit(time_us, &self.event)?, None));
         let mut inside = event().gt_eq(at(times.start)?).and(event().lt(at(times.end)?));
         if first {
             inside = inside.or(event().is_null());
         }
-        let order: Vec<SortExpr> =
-            self.plan.schema().columns().into_iter().map(|column| Expr::Column(column).sort(true, true)).collect();
-        let plan = LogicalPlanBuilder::from(self.plan.clone())
-            .filter(inside)
-            .and_then(|plan| plan.sort(order))
-            .and_then(LogicalPlanBuilder::build)
-            .map_err(|error| told(&error))?;
+        let columns = || self.plan.schema().columns().into_iter().map(Expr::Column);
+        let plan = LogicalPlanBuilder::from(self.plan.clone()).filter(inside);
+        let plan = match order {
+            Order::Columns => plan.and_then(|plan| plan.sort(columns().map(|column| column.sort(true, true)))),
+            Order::History => {
+                let key = order::order_key(&self.plan, &self.join_keys).alias(ORDER_KEY);
+                let by: Vec<SortExpr> = std::iter::once(Expr::Column(Column::from_name(ORDER_KEY)).sort(true, true))
+                    // The greatest first: of equal ones it is kept.
+                    .chain(columns().skip(self.join_keys.len()).map(|column| column.sort(false, false)))
+                    .collect();
+                plan.and_then(|plan| plan.project(columns().chain([key]))).and_then(|plan| plan.sort(by))
+            }
+        };
+        let plan = plan.and_then(LogicalPlanBuilder::build).map_err(|error| told(&error))?;
         Ok(DataFrame::new(self.state.clone(), plan))
     }
 

@@ -1,7 +1,9 @@
 use super::*;
+use arrow_array::cast::AsArray;
 use arrow_array::types::Float32Type;
 use arrow_array::{ArrayRef, FixedSizeListArray, Int64Array, TimestampMicrosecondArray, TimestampNanosecondArray};
 use cairn_proto::ErrorKind;
+use cairn_storage::keys::{EntityKeys, push_order_key};
 use cairn_storage::types::parse_type;
 use datafusion::physical_plan::streaming::StreamingTableExec;
 use parquet::arrow::ArrowWriter;
@@ -76,8 +78,19 @@ impl Bench {
     }
 
     fn chunk(&self, source: &Source, times: Range<i64>, first: bool, batch_rows: usize) -> Result<Vec<RecordBatch>> {
+        self.chunk_by(source, Order::Columns, times, first, batch_rows)
+    }
+
+    fn chunk_by(
+        &self,
+        source: &Source,
+        order: Order,
+        times: Range<i64>,
+        first: bool,
+        batch_rows: usize,
+    ) -> Result<Vec<RecordBatch>> {
         let mut batches = Vec::new();
-        self.runtime.block_on(source.chunk(times, first, batch_rows, |batch| {
+        self.runtime.block_on(source.chunk(times, first, order, batch_rows, |batch| {
             batches.push(batch);
             std::future::ready(Ok(true))
         }))?;
@@ -107,8 +120,29 @@ fn rows_of(batches: &[RecordBatch]) -> Vec<Row> {
     batches.iter().flat_map(rows).collect()
 }
 
+/// Rows lie as their keys and times do, of equal ones the greatest first.
+fn check_history(batches: &[RecordBatch]) {
+    let keys = batches.iter().flat_map(|batch| {
+        let keys = batch.column_by_name(ORDER_KEY).unwrap().as_binary::<i32>();
+        keys.iter().map(|key| key.map(<[u8]>::to_vec)).collect::<Vec<_>>()
+    });
+    let found: Vec<_> = keys.zip(rows_of(batches)).collect();
+    for (key, (k, event, _)) in &found {
+        let column: ArrayRef = Arc::new(Int64Array::from(vec![*k]));
+        let entity = EntityKeys::encode(&[field("k", "int64")], &[column]).unwrap();
+        let expected = event.map(|event_us| {
+            let mut key = Vec::new();
+            push_order_key(entity.get(0).unwrap(), event_us, event_us, &mut key);
+            key
+        });
+        assert_eq!(*key, expected);
+    }
+    let lies = |it: &(Option<Vec<u8>>, Row)| (it.0.clone(), std::cmp::Reverse(it.1.2));
+    assert!(found.is_sorted_by_key(lies));
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     /// Whatever the files, their kind and their cut: the chunks hold every row of the interval once and no other, rows without a
     /// time are in the first, batches are of one size, and the same comes again.
@@ -119,6 +153,7 @@ proptest! {
         (group_rows, batch_rows, files) in (1usize..50, 1usize..40, 1usize..4),
         csv: bool,
         sql: bool,
+        history: bool,
     ) {
         let parts = || rows.chunks(rows.len().div_ceil(files));
         // A column of a CSV file without any time says no type.
@@ -150,8 +185,13 @@ proptest! {
         let mut start = from;
         while start < to {
             let times = start..(start + chunk).min(to);
-            let batches = bench.chunk(&one, times.clone(), start == from, batch_rows).unwrap();
-            prop_assert_eq!(&batches, &bench.chunk(&other, times.clone(), start == from, batch_rows).unwrap());
+            let order = if history { Order::History } else { Order::Columns };
+            let batches = bench.chunk_by(&one, order, times.clone(), start == from, batch_rows).unwrap();
+            let again = bench.chunk_by(&other, order, times.clone(), start == from, batch_rows).unwrap();
+            prop_assert_eq!(&batches, &again);
+            if history {
+                check_history(&batches);
+            }
             let full = batches.iter().rev().skip(1).all(|batch| batch.num_rows() == batch_rows);
             prop_assert!(full && batches.last().is_none_or(|last| last.num_rows() <= batch_rows));
             let found = rows_of(&batches);
@@ -176,7 +216,7 @@ fn row_groups_of_other_times_are_not_read() {
     for sql in ["", "select k, x, e, event_timestamp from source where x >= 0"] {
         let source = bench.open(&wanted(&path, sql)).unwrap();
         let groups = |times: Range<i64>, first| {
-            let rows = source.rows(times, first).unwrap();
+            let rows = source.rows(times, first, Order::History).unwrap();
             let mut plan = bench.runtime.block_on(rows.create_physical_plan()).unwrap();
             while let Some(below) = plan.children().first().map(|below| Arc::clone(below)) {
                 plan = below;

@@ -565,9 +565,9 @@ fn commands_of_a_newer_version_stop_the_replica_by_name() {
     bench.define(&[driver()]);
     let (state, applied) = (bench.meta.checksum().unwrap(), bench.meta.applied());
     let tick = command(Change::TimeTick(TimeTick::default()), "");
-    let newer = MetaCommand { version: 3, ..MetaCommand::decode(&*tick).unwrap() }.encode_to_vec();
+    let newer = MetaCommand { version: 4, ..MetaCommand::decode(&*tick).unwrap() }.encode_to_vec();
     let unknown = MetaCommand { version: 1, ..Default::default() }.encode_to_vec();
-    for (command, message) in [(newer, "entry 3 is a command of version 3"), (unknown, "entry 3 asks for a change")] {
+    for (command, message) in [(newer, "entry 3 is a command of version 4"), (unknown, "entry 3 asks for a change")] {
         let entries = [Entry { index: 2, command: Some(&tick) }, Entry { index: 3, command: Some(&command) }];
         let fatal = bench.meta.apply(&entries, b"").unwrap_err().to_string();
         assert!(fatal.contains(message), "{fatal}");

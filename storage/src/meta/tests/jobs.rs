@@ -30,7 +30,7 @@ fn state(id: u64, state: JobState, expected_revision: u64) -> Change {
 }
 
 fn chunk(id: u64, chunk: u32, rows: u64) -> Change {
-    Change::RecordChunk(RecordChunk { id, node: 7, chunk, rows })
+    Change::RecordChunk(RecordChunk { id, node: 7, chunk, rows, newest: false })
 }
 
 fn source(id: u64, size: u64) -> Change {
@@ -50,6 +50,25 @@ fn fill(job: &Job) -> &Backfill {
         Some(Work::Backfill(fill)) => fill,
         None => panic!("no backfill"),
     }
+}
+
+/// The last chunk of a job that loads is recorded once somebody says that everything else can be read.
+#[test]
+fn a_job_that_loads_ends_with_its_newest_rows() {
+    let bench = Bench::new();
+    bench.define(&[driver(), filled_view("stats", &["a"])]);
+    let Change::BeginJob(BeginJob { job: Some(mut asked) }) = begin("stats", 0, 10, 5) else { panic!() };
+    let Some(Work::Backfill(fill)) = &mut asked.kind else { panic!() };
+    fill.loads = true;
+    let change = Change::BeginJob(BeginJob { job: Some(asked) });
+    assert_eq!((version_of(&change), version_of(&begin("stats", 0, 10, 5))), (3, 1));
+    let id = job(bench.ok(change)).id;
+    bench.ok(chunk(id, 1, 7));
+    bench.refused(chunk(id, 0, 7), "conflict", "is the last one of job");
+    let Change::RecordChunk(last) = chunk(id, 0, 7) else { panic!() };
+    let newest = Change::RecordChunk(RecordChunk { newest: true, ..last });
+    assert_eq!(version_of(&newest), 3);
+    assert_eq!(job(bench.ok(newest)).state(), JobState::Done);
 }
 
 #[test]

@@ -63,6 +63,7 @@ fn one_of_each() -> Vec<Row> {
         done: vec![ChunkRange { first: 0, last: 3 }, ChunkRange { first: 5, last: 5 }],
         rows: 1_000,
         batch_rows: 64,
+        loads: false,
     };
     let job = Job {
         id: 77,
@@ -162,6 +163,22 @@ fn golden_definitions_of_version_2_hold() {
     assert_eq!(Row::decode(&key, &value).unwrap_err().kind(), cairn_proto::ErrorKind::Corrupt);
 }
 
+/// What a version that knows loads wrote.
+#[test]
+fn golden_jobs_of_version_3_hold() {
+    let mut found = one_of_each().into_iter().filter_map(|row| if let Row::Job(job) = row { Some(job) } else { None });
+    let mut job = found.next().unwrap();
+    let Some(job::Kind::Backfill(fill)) = &mut job.kind else { panic!() };
+    fill.loads = true;
+    let row = Row::Job(job);
+    let (key, mut value) = (row.key(), row.value());
+    assert_eq!(Row::decode(&key, &value).unwrap().unwrap(), row);
+    let golden = format!("Job: {} = {}\n", digits(&key), digits(&value));
+    expect_test::expect_file!["../../../tests/golden/meta_jobs_v3.hex"].assert_eq(&golden);
+    value[0] = 1;
+    assert_eq!(Row::decode(&key, &value).unwrap_err().kind(), cairn_proto::ErrorKind::Corrupt);
+}
+
 /// What a version that knows node states wrote. A row of version 2 is a node in another state than active, or a cluster
 /// whose slots move or have moved, and no other.
 #[test]
@@ -191,9 +208,9 @@ fn golden_nodes_of_version_2_hold() {
 fn rows_that_are_not_understood_are_named() {
     for row in one_of_each() {
         let (key, mut value) = (row.key(), row.value());
-        value[0] = 3;
+        value[0] = 4;
         let error = Row::decode(&key, &value).unwrap_err();
-        assert!(error.to_string().contains("values of format 3, written by a newer Cairn"), "{error}");
+        assert!(error.to_string().contains("values of format 4, written by a newer Cairn"), "{error}");
         value[0] = 0;
         assert_eq!(Row::decode(&key, &value).unwrap_err().kind(), cairn_proto::ErrorKind::Corrupt);
         let mut other = key.clone();
@@ -212,7 +229,7 @@ fn rows_of_a_newer_version_are_refused_at_open() {
     let db = bench.meta.group.db();
     let mut batch = db.batch().unwrap();
     let row = &one_of_each()[1];
-    batch.put(ROWS, &row.key(), &[&[3], &row.value()[1..]].concat());
+    batch.put(ROWS, &row.key(), &[&[4], &row.value()[1..]].concat());
     db.write(batch).unwrap();
     drop(db);
     let Bench { root, engine, meta } = bench;

@@ -1,17 +1,21 @@
 //! History in segments, against a model in which all of it stays in the database: the same rows once, whatever is written
-//! late, moves to another shard, crashes or is applied again.
+//! late, loaded, moves to another shard, crashes or is applied again.
 
 use super::*;
 use crate::blob::BlobStore;
 use crate::engine::deleted_keys_passed;
-use crate::keys::{EntityKeys, slot_of};
+use crate::keys::{EntityKeys, push_order_key, slot_of, slot_of_order};
 use crate::row::{RowEncoder, RowSchema};
-use crate::segment::{SegmentLayout, SegmentStore};
+use crate::segment::{LoadedRows, SegmentLayout, SegmentStore, SegmentWriter};
 use crate::testing::field;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int64Type, TimestampMicrosecondType};
-use arrow_array::{Array, ArrayRef, Int64Array};
-use cairn_proto::record::v1::{AddSegment, SlotMove, SlotMoveState, TrimHistory, meta_command};
+use arrow_array::{Array, ArrayRef, BinaryArray, Int64Array};
+use cairn_proto::record::v1::{
+    AddSegment, Load, LoadNewest, ReplaceSegments, Segment, SlotMove, SlotMoveState, TrimHistory, meta_command,
+};
+
+mod by_hand;
 
 const STORAGE_ID: u32 = 1;
 const KEYS: i64 = 6;
@@ -31,6 +35,15 @@ enum Op {
     Cancel,
     Drive(usize),
     Kill(usize, bool),
+    /// A chunk is loaded: (key, event time, created time, value).
+    Load(Vec<(i64, i64, i64, i64)>),
+    /// A chunk is loaded once more, by the slots as they are now.
+    LoadAgain(prop::sample::Index),
+    /// Up to so many commands with newest rows of loads.
+    Newest(usize, usize),
+    /// Segments that pile up are merged; the swap may come again later.
+    Merge(usize),
+    Swap(prop::sample::Index),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -46,12 +59,17 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Cancel),
         8 => (1..6_usize).prop_map(Op::Drive),
         1 => (0..2_usize, any::<bool>()).prop_map(|(shard, flush)| Op::Kill(shard, flush)),
+        4 => vec((0..KEYS, 0..9_i64, 0..9_i64, -3..4_i64), 1..30).prop_map(Op::Load),
+        2 => any::<prop::sample::Index>().prop_map(Op::LoadAgain),
+        5 => (0..2_usize, 1..6_usize).prop_map(|(shard, times)| Op::Newest(shard, times)),
+        5 => (0..2_usize).prop_map(Op::Merge),
+        2 => any::<prop::sample::Index>().prop_map(Op::Swap),
     ]
 }
 
 fn layout() -> SegmentLayout {
     let row = RowSchema::new(&[field("x", "int64")]).unwrap();
-    SegmentLayout { storage_id: STORAGE_ID, join_keys: vec![field("k", "int64")], row }
+    SegmentLayout { storage_id: STORAGE_ID, join_keys: vec![field("k", "int64")], row, load: false }
 }
 
 fn entity(key: i64) -> Vec<u8> {
@@ -98,6 +116,9 @@ struct World {
     arrivals: u64,
     added: usize,
     trimmed: usize,
+    /// What the chunks of a job hold.
+    chunks: Vec<Vec<(i64, i64, i64, i64)>>,
+    swaps: Vec<(usize, ReplaceSegments)>,
 }
 
 impl World {
@@ -118,6 +139,8 @@ impl World {
             arrivals: 0,
             added: 0,
             trimmed: 0,
+            chunks: Vec::new(),
+            swaps: Vec::new(),
         };
         world.shards.iter().for_each(|it| it.shard.keep_segments_in(world.store.clone()));
         // The log of the first is longer: its commits are ahead.
@@ -169,7 +192,7 @@ impl World {
                 blob.write(&bytes).unwrap();
                 let info = blob.finish().unwrap();
                 let root = info.root.to_vec().into();
-                let segment = Some(cairn_proto::record::v1::Segment { root, size: info.size, ..extract.segment });
+                let segment = Some(Segment { root, size: info.size, ..extract.segment });
                 self.extract = Some((*shard, AddSegment { segment, expected_changes: extract.expected_changes }));
             }
             Op::Add(other) => {
@@ -231,6 +254,161 @@ impl World {
                 assert_eq!(killed.shard.tiers(), self.shards[*shard].shard.tiers());
                 self.shards[*shard] = killed;
             }
+            Op::Load(rows) => {
+                self.chunks.push(rows.clone());
+                self.load(self.chunks.len() - 1);
+            }
+            Op::LoadAgain(at) => {
+                if !self.chunks.is_empty() {
+                    self.load(at.index(self.chunks.len()));
+                }
+            }
+            Op::Newest(shard, times) => {
+                self.newest(*shard, *times);
+            }
+            Op::Merge(shard) => {
+                // Chunks may be asked for again at any time.
+                if let Some(swap) = self.merge(*shard, None, true) {
+                    assert_eq!(self.change(*shard, Change::ReplaceSegments(swap.clone())).refused, None);
+                    self.swaps.push((*shard, swap));
+                }
+            }
+            Op::Swap(at) => {
+                if !self.swaps.is_empty() {
+                    let (shard, swap) = at.get(&self.swaps).clone();
+                    assert!(self.change(shard, Change::ReplaceSegments(swap)).refused.is_some(), "it came twice");
+                }
+            }
+        }
+    }
+
+    /// What is due to be merged, written.
+    fn merge(&self, shard: usize, floor_us: Option<i64>, open: bool) -> Option<ReplaceSegments> {
+        let shard = &self.shards[shard].shard;
+        let merge = shard.merge_due(STORAGE_ID, floor_us, 1, &|_| open)?;
+        let layout = shard.merge_layout(&merge).unwrap();
+        let (mut made, mut from) = (Vec::new(), merge.first_slot());
+        while let (Some((segment, bytes)), next) = shard.merge(&merge, from, layout.clone(), Vec::new()).unwrap() {
+            let mut blob = self.store.blobs().writer().unwrap();
+            blob.write(&bytes).unwrap();
+            let info = blob.finish().unwrap();
+            made.push(Segment { root: info.root.to_vec().into(), size: info.size, ..segment });
+            from = next;
+        }
+        Some(merge.into_command(made))
+    }
+
+    /// Loads what is missing of a chunk, run by run of slots, until a shard refuses.
+    fn load(&mut self, chunk: usize) {
+        const JOB: u64 = 7;
+        let mut taken = [false; 4096];
+        for shard in &self.shards {
+            for it in shard.shard.tiers().load_of(JOB, chunk as u32) {
+                taken[it.first_slot as usize..=it.last_slot as usize].fill(true);
+            }
+        }
+        // In order, each key and times once.
+        let mut rows = BTreeMap::new();
+        for (key, event, created, value) in &self.chunks[chunk] {
+            let mut order = Vec::new();
+            push_order_key(&entity(*key), *event, *created, &mut order);
+            if !taken[usize::from(slot_of_order(&order))] {
+                rows.insert(order, (*key, *event, *created, *value));
+            }
+        }
+        let claims: Vec<_> = self.shards.iter().map(|it| it.shard.slots().claims()).collect();
+        let owner = |slot: u16| (0..2).filter_map(|it| Some((claims[it].epoch(slot, it == 0)?, it))).max().unwrap().1;
+        let rows: Vec<_> = rows.into_iter().collect();
+        let mut rest = &rows[..];
+        while let Some((order, _)) = rest.first() {
+            let first = slot_of_order(order);
+            let shard = owner(first);
+            let end = (first..4096).find(|slot| owner(*slot) != shard).unwrap_or(4096);
+            let (run, behind) = rest.split_at(rest.partition_point(|(order, _)| slot_of_order(order) < end));
+            rest = behind;
+            if !self.add_load(shard, run, Load { job: JOB, chunk: chunk as u32, ..Default::default() }) {
+                return;
+            }
+        }
+    }
+
+    fn add_load(&mut self, shard: usize, rows: &[(Vec<u8>, (i64, i64, i64, i64))], load: Load) -> bool {
+        let column = |of: fn(&(i64, i64, i64, i64)) -> i64| rows.iter().map(|(_, row)| of(row)).collect::<Vec<_>>();
+        let (keys, events) = (Int64Array::from(column(|row| row.0)), column(|row| row.1));
+        let mut writer = SegmentWriter::new(SegmentLayout { load: true, ..layout() }, Vec::new()).unwrap();
+        let (order, created) =
+            (BinaryArray::from_iter_values(rows.iter().map(|(order, _)| order)), column(|row| row.2));
+        let all = LoadedRows {
+            order: &order,
+            join_keys: &[Arc::new(keys)],
+            event_us: &events.into(),
+            created_us: &created.into(),
+            features: &[Arc::new(Int64Array::from(column(|row| row.3)))],
+        };
+        writer.push_loaded(&all).unwrap();
+        let (written, bytes) = writer.finish().unwrap();
+        let mut blob = self.store.blobs().writer().unwrap();
+        blob.write(&bytes).unwrap();
+        let info = blob.finish().unwrap();
+        let slot = |at: Option<&(Vec<u8>, _)>| u32::from(slot_of_order(&at.unwrap().0));
+        let segment = Segment {
+            storage_id: STORAGE_ID,
+            root: info.root.to_vec().into(),
+            size: info.size,
+            rows: written.rows,
+            first_slot: slot(rows.first()),
+            last_slot: slot(rows.last()),
+            before_us: written.event_max_us + 1,
+            event_min_us: written.event_min_us,
+            event_max_us: written.event_max_us,
+            load: Some(load),
+            ..Default::default()
+        };
+        let expected_changes = self.shards[shard].shard.tiers().changes();
+        let ask = AddSegment { segment: Some(segment), expected_changes };
+        if let Some(refusal) = self.change(shard, Change::AddSegment(ask.clone())).refused {
+            assert!(refusal.message.contains("a move of slots is under way"), "{refusal:?}");
+            return false;
+        }
+        let again = AddSegment { expected_changes: expected_changes + 1, ..ask };
+        let refusal = self.change(shard, Change::AddSegment(again)).refused.unwrap();
+        assert_eq!(refusal.message, "some of these rows are loaded already");
+        for (_, (key, event, created, value)) in rows {
+            self.rows.entry(*key).or_default().insert((*event, *created, self.arrivals), packed(Some(*value)));
+        }
+        self.arrivals += 1;
+        true
+    }
+
+    /// Whether anything of loads was left to be done in a shard.
+    fn newest(&mut self, shard: usize, times: usize) -> bool {
+        let Some(load) = self.shards[shard].shard.unfinished_load(STORAGE_ID) else { return false };
+        let groups = self.shards[shard].shard.groups_of(&load).unwrap();
+        let found = (0..groups).flat_map(|group| self.shards[shard].shard.newest_of(&load, group).unwrap());
+        let mut asks: Vec<_> = found.collect();
+        asks.push(LoadNewest { id: load.id, last: true, ..LoadNewest::default() });
+        for ask in asks.into_iter().take(times) {
+            if let Some(refusal) = self.change(shard, Change::LoadNewest(ask)).refused {
+                assert!(refusal.message.contains("a move of slots is under way"), "{refusal:?}");
+                break;
+            }
+        }
+        true
+    }
+
+    /// The newest row of each entity is found, once all loads are done with.
+    fn check_latest(&self) {
+        if self.shards.iter().any(|it| it.shard.unfinished_load(STORAGE_ID).is_some()) {
+            return;
+        }
+        for key in 0..KEYS {
+            let mut found = None;
+            let visit = &mut |_, row: Option<RowRef<'_>>| {
+                found = row.map(|it| (it.event_us, it.created_us, it.packed.to_vec()))
+            };
+            self.shards[self.shard_of(key)].shard.latest(STORAGE_ID, &[&entity(key)], visit).unwrap();
+            let newest = self.rows.get(&key).and_then(|rows| rows.last_key_value());
+            assert_eq!(found, newest.map(|((e, c, _), packed)| (*e, *c, packed.clone())), "key {key}");
         }
     }
 
@@ -454,7 +632,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
     fn rows_go_to_segments_and_nothing_else_changes(ops in vec(op(), 1..60), cuts in vec(1..30_usize, 1..6)) {
@@ -462,6 +640,7 @@ proptest! {
         for op in &ops {
             world.run(op);
             world.check();
+            world.check_latest();
         }
         for _ in 0..200 {
             if !world.drive() {
@@ -469,132 +648,23 @@ proptest! {
             }
         }
         prop_assert_eq!(world.moving, None, "the move ends");
+        // Every chunk comes to its end, and every load.
+        (0..world.chunks.len()).for_each(|chunk| world.load(chunk));
+        (0..2).for_each(|shard| while world.newest(shard, 1_000) {});
+        prop_assert!(world.shards.iter().all(|it| it.shard.unfinished_load(STORAGE_ID).is_none()));
         world.check();
+        world.check_latest();
+        for shard in 0..2 {
+            (0..100).for_each(|_| world.run(&Op::Trim(shard, 10)));
+            let mut times = 0;
+            while let Some(swap) = world.merge(shard, None, false) {
+                prop_assert_eq!(world.change(shard, Change::ReplaceSegments(swap)).refused, None);
+                times += 1;
+                prop_assert!(times < 50, "merges end");
+            }
+        }
+        world.check();
+        world.check_latest();
         world.check_replay(&cuts);
     }
-}
-
-/// A whole round by hand, so that it is certain to happen: rows leave the database and are found; late rows stay.
-#[test]
-fn a_segment_takes_rows_out_of_the_database() {
-    let mut world = World::new();
-    let rows: Vec<_> = (0..KEYS).flat_map(|key| (0..9).map(move |at| (key, at, at, Some(at)))).collect();
-    world.run(&Op::Write(rows));
-    world.run(&Op::Extract(0, 5, 0, 1_000));
-    let in_database = |world: &World| {
-        let mut keys = 0;
-        let count = &mut |_: &[u8], _: &[u8]| {
-            keys += 1;
-            ControlFlow::Continue(())
-        };
-        world.shards[0].shard.group.db().visit_prefix(HISTORY, &[], count).unwrap();
-        keys
-    };
-    let slots: Vec<u16> = (0..KEYS).map(|key| slot_of(&entity(key))).collect();
-    let behind = slots.iter().filter(|slot| **slot >= slots[0]).count();
-    // Late: older than the segment's bound, and after it was written.
-    world.run(&Op::Write(vec![(0, 2, 2, Some(77)), (0, 3, 3, None)]));
-    world.run(&Op::Add(0));
-    assert_eq!(in_database(&world), 9 * KEYS as usize + 2);
-    world.check();
-    world.run(&Op::Trim(0, 100));
-    assert_eq!(in_database(&world), 9 * KEYS as usize + 2 - 5 * behind);
-    assert_eq!(world.shards[0].shard.next_trim().unwrap(), None);
-    world.check();
-    // Again, with the late ones; nothing is left of the first time.
-    world.run(&Op::Extract(0, 7, 0, 1_000));
-    world.run(&Op::Add(0));
-    world.run(&Op::Trim(0, 100));
-    assert_eq!(in_database(&world), 9 * KEYS as usize - 7 * behind);
-    assert_eq!((world.added, world.shards[0].shard.tiers().segments().len()), (2, 2));
-    world.check();
-    world.check_replay(&[7, 1, 300]);
-    // All slots move away: the segments have nothing left, and the other shard has it all.
-    world.moving = Some(SlotMove { id: 1, epoch: 2, first: 0, last: 4095, from: 1, to: 2, ..SlotMove::default() });
-    while world.drive() {}
-    assert_eq!(in_database(&world), 0);
-    assert_eq!(world.shards[0].shard.tiers().segments(), []);
-    world.check();
-}
-
-/// Rows that come late are counted, and go when their slots are looked at again.
-#[test]
-fn late_rows_go_when_asked_again() {
-    let mut world = World::new();
-    world.run(&Op::Write((0..9).map(|at| (0, at, at, Some(at))).collect()));
-    let late = |world: &World| world.shards[0].shard.late_rows(STORAGE_ID);
-    let move_rows = |world: &mut World, rows_max| {
-        for op in [Op::Extract(0, 5, 0, rows_max), Op::Add(0), Op::Trim(0, 100)] {
-            world.run(&op);
-        }
-        world.shards[0].shard.tiers().segments().iter().map(|it| it.rows).collect::<Vec<_>>()
-    };
-    assert_eq!(move_rows(&mut world, 1_000), [5]);
-    assert_eq!(late(&world), 0);
-    world.run(&Op::Write(vec![(0, 2, 2, Some(77)), (0, 3, 3, None), (0, 8, 8, Some(1))]));
-    assert_eq!(late(&world), 2);
-    let cold = Cold { storage_id: STORAGE_ID, before_us: 5, rows_max: 9, again: false };
-    let slot = slot_of(&entity(0));
-    assert_ne!(world.shards[0].shard.cold_slot(&cold, slot), Some(slot));
-    assert_eq!(world.shards[0].shard.cold_slot(&Cold { again: true, ..cold }, slot), Some(slot));
-    world.check();
-    assert_eq!(move_rows(&mut world, 999), [5, 2]);
-    world.check();
-    world.check_replay(&[2]);
-    world.shards[0].shard.forget_late(STORAGE_ID, 2);
-    assert_eq!(late(&world), 0);
-}
-
-/// Deleted keys stay in the database until they are compacted away. Whoever goes from slot to slot passes each of them once, and
-/// not all up to the next row from every slot anew.
-#[test]
-fn what_left_the_database_is_passed_once() {
-    // One row a slot, or two: they are deleted one by one.
-    const ENTITIES: i64 = 1_000;
-    let mut world = World::new();
-    world.run(&Op::Write((0..ENTITIES).map(|key| (key, 1, 1, Some(key))).collect()));
-    let first = (0..ENTITIES).min_by_key(|key| slot_of(&entity(*key))).unwrap();
-    world.run(&Op::Extract(0, 9, first, 10_000));
-    world.run(&Op::Add(0));
-    let trimming = deleted_keys_passed(|| world.run(&Op::Trim(0, 1_000)));
-    assert_eq!(world.shards[0].shard.next_trim().unwrap(), None);
-    let other = Cold { storage_id: STORAGE_ID + 1, before_us: 9, rows_max: 10_000, again: false };
-    let extracting = deleted_keys_passed(|| {
-        let layout = SegmentLayout { storage_id: other.storage_id, ..layout() };
-        let (written, next) = world.shards[0].shard.extract(&other, 0, layout, Vec::new()).unwrap();
-        assert!(written.is_none() && next == 4096);
-    });
-    let rows = ENTITIES as u64;
-    assert!(extracting > 0, "nothing was counted");
-    assert!(trimming <= rows && extracting <= rows, "{trimming} and {extracting} passed of {rows}");
-    world.check_replay(&[50]);
-}
-
-#[test]
-fn steps_out_of_place_change_nothing() {
-    let mut world = World::new();
-    world.run(&Op::Write(vec![(0, 1, 1, Some(1)), (1, 2, 2, Some(2))]));
-    world.run(&Op::Extract(0, 5, 0, 1_000));
-    let (_, good) = world.extract.clone().unwrap();
-    let mut no = |change: Change, why: &str| {
-        let outcome = world.change(0, change);
-        let refusal = outcome.refused.expect(why);
-        assert!(format!("{}: {}", refusal.kind, refusal.message).contains(why), "{refusal:?}");
-    };
-    let with = |change: &dyn Fn(&mut cairn_proto::record::v1::Segment)| {
-        let mut bad = good.clone();
-        change(bad.segment.as_mut().unwrap());
-        Change::AddSegment(bad)
-    };
-    no(Change::AddSegment(AddSegment::default()), "invalid_argument: a segment cannot be added");
-    no(with(&|it| it.last_slot = 4096), "its slots are no range");
-    no(with(&|it| it.rows = 0), "it does not say what it holds");
-    no(with(&|it| it.root = vec![1].into()), "it does not say what it holds");
-    no(with(&|it| it.through_commit = 9_000), "it holds rows from after it");
-    no(Change::AddSegment(AddSegment { expected_changes: 1, ..good.clone() }), "conflict: the segments");
-    no(Change::TrimHistory(TrimHistory { id: 3, ..TrimHistory::default() }), "conflict: segment 3 is not here");
-    assert_eq!(world.change(0, Change::AddSegment(good.clone())).refused, None);
-    let twice = world.change(0, Change::AddSegment(good)).refused.unwrap();
-    assert_eq!(twice.message, "the segments of the shard have changed since");
-    world.check();
 }
