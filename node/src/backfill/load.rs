@@ -231,9 +231,12 @@ impl Chunk {
                     it = &mut came_back => match it {
                         Ok(feed) => break feed,
                         // It failed, and says why.
-                        Err(_) => while !under_way.is_empty() {
-                            one(under_way.join_next().await)?;
-                        },
+                        Err(_) => {
+                            while !under_way.is_empty() {
+                                one(under_way.join_next().await)?;
+                            }
+                            return Err(Error::internal("a segment was left in the middle"));
+                        }
                     },
                     Some(done) = under_way.join_next() => one(Some(done))?,
                     else => return Err(Error::internal("a segment was left in the middle")),
